@@ -1,0 +1,1 @@
+//! What touches the world: disk, sound card, sockets, kernel, service manager.

@@ -1,0 +1,10 @@
+//! `hark`: the process on an emergency device.
+//!
+//! A cry for help, a button or a sensor becomes a CloudEvent, is kept in an on-disk outbox and
+//! published over MQTT QoS 1 until it is acknowledged. `ARCHITECTURE.md` draws the picture; the
+//! modules stand here in the order in which an event flows.
+
+pub mod cli;
+pub mod clock;
+pub mod driver;
+pub mod event;

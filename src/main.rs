@@ -1,0 +1,3 @@
+//! The `hark` command.
+
+fn main() {}
