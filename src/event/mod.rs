@@ -1,5 +1,26 @@
-//! CloudEvents: the envelope that keeps what it was given, its rules, and the lanes.
+//! CloudEvents 1.0.2: the envelope that keeps what it was given, its rules, and the lanes.
+//!
+//! - [`Event`]: context attributes and the data bytes exactly as they came. `id`, `source`, `time`
+//!   and data are never rewritten; the agent only adds attributes (`lane`, `sequence`, `clock`).
+//! - [`json`]: the structured-mode JSON format, in both directions.
+//! - [`catalogue`]: the events that the agent itself makes.
+//!
+//! The validation is ours, since the SDK's is too lenient for an oracle (`docs/adr/0003`); the
+//! SDK's builder makes the agent's own events, and its parser reads ours in the tests.
+//!
+//! Absent: the binary mode of the bindings, and batches beyond splitting one
+//! ([`json::parse_batch`]).
 
+pub mod catalogue;
+mod envelope;
+pub mod json;
 mod lane;
+mod rules;
 
-pub use lane::Lane;
+pub use envelope::{Data, Event, Value};
+pub use lane::{Lane, UnknownLane};
+pub use rules::EventError;
+
+/// The largest event in structured JSON that is taken, in bytes: what CloudEvents 1.0.2
+/// (§ Size Limits) asks every intermediary to forward.
+pub const MAX_EVENT_BYTES: usize = 64 * 1024;
