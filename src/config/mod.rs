@@ -1,0 +1,573 @@
+//! The configuration: typed settings out of TOML, with every error reported at once.
+//!
+//! Rules: an unknown key is an error; a setting that this version cannot honour is an error, never
+//! silently without effect; secrets stand in files, never here. `HARK__SECTION__KEY` in the
+//! environment overrides the file. The reference with the reason of each default is
+//! `docs/configuration.md`, which a test holds against this module.
+//!
+//! Terms: a [`Setting`] is a value in force with its [`Origin`]; a [`Problem`] is what is wrong.
+//!
+//! Absent: reading files other than the text handed in, and the JSON Schema of the configuration.
+
+mod reader;
+mod units;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reader::{Entry, Findings, Node, Section};
+pub use reader::{Origin, Problem, Setting};
+pub use units::{format_duration, parse_duration};
+
+/// Everything that can be set, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// `[device]`
+    pub device: Device,
+    /// `[audio]`
+    pub audio: AudioInput,
+    /// `[voice]`
+    pub voice: Voice,
+    /// `[outbox]`
+    pub outbox: Outbox,
+    /// `[uplink]`
+    pub uplink: Uplink,
+    /// `[ingest]`
+    pub ingest: Ingest,
+}
+
+/// `[device]`: who this is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Stands in topics, in `source` and as the MQTT client id. `None`: derived from
+    /// `/etc/machine-id`.
+    pub id: Option<String>,
+    /// Begins the type of every event that the agent makes.
+    pub type_prefix: String,
+}
+
+/// `[audio] input`: where the sound comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AudioInput {
+    /// A sound card, by its cpal name; `default` is the system's own.
+    Device(String),
+    /// A WAV file, played at real-time pace.
+    Wav(PathBuf),
+    /// No audio: the device does not listen.
+    None,
+}
+
+/// `[voice]`: what is listened for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Voice {
+    /// In the order of the file, none twice.
+    pub keyphrases: Vec<Keyphrase>,
+    /// How readily it reacts.
+    pub sensitivity: Sensitivity,
+    /// Where the weights are searched first.
+    pub models: PathBuf,
+    /// For how long a phrase that was heard is not reported again.
+    pub cooldown: Duration,
+}
+
+/// What is listened for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keyphrase {
+    /// As it stands in the event.
+    pub text: String,
+    /// IPA, separated by spaces; `None` for a built-in phrase.
+    pub phonemes: Option<String>,
+}
+
+/// `point` or `threshold` of `[voice]`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Sensitivity {
+    /// A measured operating point.
+    Point(Point),
+    /// A score from 0 to 1, for somebody who measures for himself.
+    Threshold(f32),
+}
+
+/// A measured operating point of the detector; `docs/voice.md` has the figures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// Hears more, and more that was not said.
+    Sensitive,
+    /// The default.
+    Balanced,
+    /// Rarely wrong, and misses more.
+    Quiet,
+}
+
+/// `[outbox]` and what of `[lanes]` concerns it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outbox {
+    /// The directory of the store.
+    pub path: PathBuf,
+    /// How long an event of the telemetry lane may wait to share a commit.
+    pub coalesce_telemetry: Duration,
+    /// The same for the status lane.
+    pub coalesce_status: Duration,
+}
+
+/// `[uplink]`: the way to the broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uplink {
+    /// `mqtt://HOST[:PORT]`
+    pub url: String,
+    /// Which version of MQTT is spoken.
+    pub protocol: Protocol,
+    /// Publishes in flight at most.
+    pub window: u16,
+    /// Silence after which the connection is tested.
+    pub keepalive: Duration,
+    /// Empty: none.
+    pub username: String,
+    /// The file that holds the password. `None`: no password.
+    pub password_file: Option<PathBuf>,
+}
+
+/// `protocol` of `[uplink]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// MQTT 5, and 3.1.1 where the broker refuses it.
+    Auto,
+    /// MQTT 5 only.
+    V5,
+    /// MQTT 3.1.1 only.
+    V311,
+}
+
+/// `[ingest]`: where other programs hand events in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ingest {
+    /// Unix socket. `None`: switched off.
+    pub socket: Option<PathBuf>,
+}
+
+/// The phrases that need no phonemes.
+pub const BUILT_IN_KEYPHRASES: [&str; 3] = ["help", "help me", "hilfe"];
+
+/// All that is wrong with a configuration, a line each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file's name, as the user gave it.
+    pub file: String,
+    /// In the order of the file.
+    pub problems: Vec<Problem>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, problem) in self.problems.iter().enumerate() {
+            if place > 0 {
+                f.write_str("\n")?;
+            }
+            match &problem.origin {
+                Origin::Line(line) => write!(f, "{}:{line}: ", self.file)?,
+                Origin::Environment(name) => write!(f, "environment variable {name}: ")?,
+                Origin::Default => write!(f, "{}: ", self.file)?,
+            }
+            if !problem.key.is_empty() {
+                write!(f, "{} ", problem.key)?;
+            }
+            f.write_str(&problem.message)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// A checked configuration and where each of its values comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// The settings.
+    pub config: Config,
+    /// Every key with its value and origin, in the order of the sections.
+    pub settings: Vec<Setting>,
+}
+
+/// Reads a configuration. `file` is its name in messages; `environment` holds the variables.
+///
+/// # Errors
+/// Everything that is wrong, together; nothing is half applied.
+pub fn load(
+    file: &str,
+    text: &str,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Loaded, ConfigError> {
+    let mut findings = Findings::default();
+    let mut root = reader::parse(text, environment, &mut findings);
+    let config = read(&mut root, &mut findings);
+    refuse_the_rest(root, &mut findings);
+    let Findings { mut problems, settings } = findings;
+    if problems.is_empty() {
+        return Ok(Loaded { config, settings });
+    }
+    problems.sort_by_key(|problem| match problem.origin {
+        Origin::Line(line) => line,
+        _ => usize::MAX,
+    });
+    Err(ConfigError { file: file.to_owned(), problems })
+}
+
+fn read(root: &mut BTreeMap<String, Entry>, findings: &mut Findings) -> Config {
+    let device = device(Section::take_from(root, "device", findings));
+    let audio = audio(Section::take_from(root, "audio", findings));
+    let voice = voice(Section::take_from(root, "voice", findings));
+    let mut outbox = outbox(Section::take_from(root, "outbox", findings));
+    lanes(Section::take_from(root, "lanes", findings), &mut outbox);
+    let uplink = uplink(Section::take_from(root, "uplink", findings));
+    let ingest = ingest(Section::take_from(root, "ingest", findings));
+    ops(Section::take_from(root, "ops", findings));
+    Config { device, audio, voice, outbox, uplink, ingest }
+}
+
+/// Sections of the contract that no code serves yet, and what the user would miss.
+const NOT_YET: [(&str, &str); 3] = [
+    ("alarm", "a detection is published as it is, without a cancel window"),
+    ("button", "no button is read"),
+    ("sensor", "no sensor is read"),
+];
+
+fn refuse_the_rest(root: BTreeMap<String, Entry>, findings: &mut Findings) {
+    for (key, entry) in root {
+        let message = match NOT_YET.iter().find(|(name, _)| *name == key) {
+            Some((_, meaning)) => {
+                format!("has no effect in this version ({meaning}); remove the section")
+            }
+            None => "is unknown; the sections are device, audio, voice, outbox, lanes, uplink, \
+                     ingest and ops"
+                .to_owned(),
+        };
+        findings.problems.push(Problem { origin: entry.origin, key, message });
+    }
+}
+
+fn device(mut section: Section<'_>) -> Device {
+    let read_id = |text: &str| match text {
+        "" => Ok(None),
+        id if is_topic_level(id) => Ok(Some(id.to_owned())),
+        id => Err(format!(
+            "is `{id}`; 1 to 64 of the characters A-Z a-z 0-9 - _ . since it stands in topics"
+        )),
+    };
+    let id = section
+        .checked("id", None, read_id, |id| reader::quoted(id.as_deref().unwrap_or_default()));
+    let read_prefix = |text: &str| {
+        let well_formed = !text.is_empty()
+            && text.split('.').all(|part| {
+                !part.is_empty()
+                    && part
+                        .bytes()
+                        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            });
+        if well_formed {
+            Ok(text.to_owned())
+        } else {
+            Err(format!("is `{text}`; write a reversed domain name such as \"io.hark\""))
+        }
+    };
+    let type_prefix =
+        section.checked("type_prefix", "io.hark".to_owned(), read_prefix, |t| reader::quoted(t));
+    section.finish();
+    Device { id, type_prefix }
+}
+
+fn is_topic_level(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+}
+
+fn audio(mut section: Section<'_>) -> AudioInput {
+    let read = |text: &str| match text.strip_prefix("wav:") {
+        Some("") => Err("names no file after `wav:`".to_owned()),
+        Some(path) => Ok(AudioInput::Wav(path.into())),
+        None if text == "none" => Ok(AudioInput::None),
+        None if text.is_empty() => {
+            Err("is empty; \"default\", a device name, \"wav:PATH\" or \"none\"".to_owned())
+        }
+        None => Ok(AudioInput::Device(text.to_owned())),
+    };
+    let show = |input: &AudioInput| match input {
+        AudioInput::Device(name) => reader::quoted(name),
+        AudioInput::Wav(path) => reader::quoted(&format!("wav:{}", path.display())),
+        AudioInput::None => reader::quoted("none"),
+    };
+    let input = section.checked("input", AudioInput::Device("default".to_owned()), read, show);
+    section.finish();
+    input
+}
+
+fn voice(mut section: Section<'_>) -> Voice {
+    let keyphrases = keyphrases(&mut section);
+    let point = section.choice(
+        "point",
+        Point::Balanced,
+        &[("sensitive", Point::Sensitive), ("balanced", Point::Balanced), ("quiet", Point::Quiet)],
+    );
+    let threshold = section.optional_number("threshold", 0.0..=1.0);
+    #[allow(clippy::cast_possible_truncation, reason = "a score needs no more digits")]
+    let sensitivity = match threshold {
+        Some(threshold) => Sensitivity::Threshold(threshold as f32),
+        None => Sensitivity::Point(point),
+    };
+    section.checked(
+        "confirm",
+        (),
+        |text| match text {
+            "auto" | "off" => Ok(()),
+            "recogniser" => {
+                Err("is `recogniser`, which this version does not have; \"auto\" or \"off\"".into())
+            }
+            other => Err(format!("is `{other}`; one of: auto, off")),
+        },
+        |()| reader::quoted("auto"),
+    );
+    let models = section.text("models", "/usr/share/hark/models").into();
+    let cooldown = section.duration("cooldown", Duration::from_secs(5), Duration::ZERO);
+    section.finish();
+    Voice { keyphrases, sensitivity, models, cooldown }
+}
+
+fn keyphrases(section: &mut Section<'_>) -> Vec<Keyphrase> {
+    let built_in = || {
+        BUILT_IN_KEYPHRASES.map(|text| Keyphrase { text: text.to_owned(), phonemes: None }).to_vec()
+    };
+    let key = "keyphrases";
+    let (phrases, origin) = match section.take(key) {
+        None => (built_in(), Origin::Default),
+        Some(Entry { node: Node::Array(items), origin }) => {
+            let read: Vec<_> =
+                items.into_iter().filter_map(|item| keyphrase(section, item)).collect();
+            (read, origin)
+        }
+        Some(Entry { origin, .. }) => {
+            section.problem(key, origin, "must be an array, such as [\"help\", \"hilfe\"]");
+            return built_in();
+        }
+    };
+    for (place, phrase) in phrases.iter().enumerate() {
+        if phrases[..place].iter().any(|other| other.text == phrase.text) {
+            section.problem(key, origin.clone(), format!("has `{}` twice", phrase.text));
+        }
+    }
+    let shown: Vec<_> = phrases
+        .iter()
+        .map(|phrase| match &phrase.phonemes {
+            None => reader::quoted(&phrase.text),
+            Some(phonemes) => format!("{{ text = {:?}, phonemes = {phonemes:?} }}", phrase.text),
+        })
+        .collect();
+    section.note(key, format!("[{}]", shown.join(", ")), origin);
+    phrases
+}
+
+fn keyphrase(section: &mut Section<'_>, item: Entry) -> Option<Keyphrase> {
+    let key = "keyphrases";
+    let built_in = BUILT_IN_KEYPHRASES.join(", ");
+    match item.node {
+        Node::String(text) if BUILT_IN_KEYPHRASES.contains(&text.as_str()) => {
+            Some(Keyphrase { text, phonemes: None })
+        }
+        Node::String(text) => {
+            let message = format!(
+                "has `{text}`, which is not built in ({built_in}); write \
+                 {{ text = {text:?}, phonemes = \"…\" }} with its IPA symbols"
+            );
+            section.problem(key, item.origin, message);
+            None
+        }
+        Node::Table(mut table) => {
+            let mut text = |name: &str| match table.remove(name)?.node {
+                Node::String(text) if !text.trim().is_empty() => Some(text),
+                _ => None,
+            };
+            match (text("text"), text("phonemes"), table.is_empty()) {
+                (Some(text), phonemes @ Some(_), true) => Some(Keyphrase { text, phonemes }),
+                _ => {
+                    let message = "has a table that is not { text = \"…\", phonemes = \"…\" }, both not empty";
+                    section.problem(key, item.origin, message);
+                    None
+                }
+            }
+        }
+        _ => {
+            section.problem(
+                key,
+                item.origin,
+                "holds something that is neither a string nor a table",
+            );
+            None
+        }
+    }
+}
+
+fn outbox(mut section: Section<'_>) -> Outbox {
+    let path = section.checked(
+        "path",
+        PathBuf::from("/var/lib/hark/outbox"),
+        |text| {
+            if text.is_empty() { Err("is empty; name a directory".into()) } else { Ok(text.into()) }
+        },
+        |path| reader::quoted(&path.display().to_string()),
+    );
+    // Not enforced yet: without it more is kept, never less. `docs/configuration.md` says so.
+    section.size("max_size", 256 << 20, 16 << 20);
+    section.finish();
+    Outbox {
+        path,
+        coalesce_telemetry: Duration::from_millis(250),
+        coalesce_status: Duration::from_millis(250),
+    }
+}
+
+fn lanes(mut section: Section<'_>, outbox: &mut Outbox) {
+    for name in ["alert", "status", "telemetry"] {
+        let entry = section.take(name);
+        section.nested(name, entry, |lane| {
+            lane.checked(
+                "confirm",
+                (),
+                |text| match text {
+                    "broker" => Ok(()),
+                    "receipt" => {
+                        Err("is `receipt`, which this version cannot wait for; \"broker\"".into())
+                    }
+                    other => Err(format!("is `{other}`; one of: broker")),
+                },
+                |()| reader::quoted("broker"),
+            );
+            match name {
+                "telemetry" => {
+                    // Not enforced yet: see `max_size`.
+                    lane.duration(
+                        "expiry",
+                        Duration::from_secs(7 * 86_400),
+                        Duration::from_secs(1),
+                    );
+                    outbox.coalesce_telemetry =
+                        lane.duration("coalesce", outbox.coalesce_telemetry, Duration::ZERO);
+                }
+                "status" => {
+                    outbox.coalesce_status =
+                        lane.duration("coalesce", outbox.coalesce_status, Duration::ZERO);
+                }
+                _ => {}
+            }
+        });
+    }
+    section.finish();
+}
+
+fn uplink(mut section: Section<'_>) -> Uplink {
+    let url = section.checked(
+        "url",
+        "mqtt://localhost:1883".to_owned(),
+        |text| match text.split_once("://") {
+            Some(("mqtt", host)) if !host.is_empty() => Ok(text.to_owned()),
+            Some((scheme @ ("mqtts" | "ws" | "wss"), _)) => Err(format!(
+                "is `{text}`; {scheme} is not in this version, only mqtt://HOST[:PORT]"
+            )),
+            _ => Err(format!("is `{text}`; write mqtt://HOST[:PORT]")),
+        },
+        |url| reader::quoted(url),
+    );
+    refuse_unless_empty(&mut section);
+    let protocol = section.choice(
+        "protocol",
+        Protocol::Auto,
+        &[("auto", Protocol::Auto), ("5", Protocol::V5), ("3.1.1", Protocol::V311)],
+    );
+    section.checked(
+        "mode",
+        (),
+        |text| match text {
+            "structured" => Ok(()),
+            "binary" => Err("is `binary`, which this version does not have; \"structured\"".into()),
+            other => Err(format!("is `{other}`; one of: structured")),
+        },
+        |()| reader::quoted("structured"),
+    );
+    let window = section.integer("window", 32, 1..=1000);
+    let keepalive = section.duration("keepalive", Duration::from_secs(30), Duration::from_secs(1));
+    let username = section.text("username", "");
+    let password_file = section.checked(
+        "password_file",
+        None,
+        |text| Ok((!text.is_empty()).then(|| PathBuf::from(text))),
+        |path| reader::quoted(&path.as_ref().map_or(String::new(), |p| p.display().to_string())),
+    );
+    section.finish();
+    Uplink {
+        url,
+        protocol,
+        window: u16::try_from(window).unwrap_or(32),
+        keepalive,
+        username,
+        password_file,
+    }
+}
+
+/// Keys of the contract for TLS and further paths: taken while empty, refused while set.
+fn refuse_unless_empty(section: &mut Section<'_>) {
+    match section.take("fallback_urls") {
+        None => {}
+        Some(Entry { node: Node::Array(items), .. }) if items.is_empty() => {}
+        Some(Entry { origin, .. }) => {
+            section.problem("fallback_urls", origin, "is not in this version; leave it empty: []");
+        }
+    }
+    for key in ["ca_file", "cert_file", "key_file", "crl_file"] {
+        match section.take(key) {
+            None => {}
+            Some(Entry { node: Node::String(text), .. }) if text.is_empty() => {}
+            Some(Entry { origin, .. }) => {
+                section.problem(
+                    key,
+                    origin,
+                    "belongs to TLS, which is not in this version; remove it",
+                );
+            }
+        }
+    }
+}
+
+fn ingest(mut section: Section<'_>) -> Ingest {
+    let socket = section.checked(
+        "socket",
+        Some(PathBuf::from("/run/hark/ingest.sock")),
+        // sun_path holds 108 bytes with its closing zero (unix(7)).
+        |text| match text.len() {
+            0 => Ok(None),
+            1..=107 => Ok(Some(PathBuf::from(text))),
+            long => Err(format!("has {long} bytes; a socket's path has at most 107")),
+        },
+        |path| reader::quoted(&path.as_ref().map_or(String::new(), |p| p.display().to_string())),
+    );
+    if let Some(entry) = section.take("route") {
+        let message = "is not in this version; an event's extension `lane` decides";
+        section.problem("route", entry.origin, message);
+    }
+    section.finish();
+    Ingest { socket }
+}
+
+fn ops(mut section: Section<'_>) {
+    section.checked(
+        "listen",
+        (),
+        |text| match text {
+            "" => Ok(()),
+            other => Err(format!("is `{other}`; this version serves no metrics: leave it empty")),
+        },
+        |()| reader::quoted(""),
+    );
+    section.finish();
+}
+
+#[cfg(test)]
+mod tests;

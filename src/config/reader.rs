@@ -1,0 +1,402 @@
+//! Reads a TOML document into typed values and collects every problem on the way.
+//!
+//! serde stops at the first error; an installer wants them all, each with its line and key. So the
+//! document becomes a tree in which each value knows its [`Origin`], and a [`Section`] hands its
+//! values out by type. What nobody asked for is an unknown key. Each value handed out is noted with
+//! its origin: that list is `hark config show`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use toml::de::{DeTable, DeValue};
+
+use super::units;
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// A line of the file, from 1.
+    Line(usize),
+    /// An environment variable.
+    Environment(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::Line(line) => write!(f, "line {line}"),
+            Self::Environment(name) => f.write_str(name),
+        }
+    }
+}
+
+/// One thing that is wrong with the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Where it stands.
+    pub origin: Origin,
+    /// The key, with its sections: `uplink.window`. Empty where the file as a whole is at fault.
+    pub key: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+/// A setting in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// The key, with its sections.
+    pub key: String,
+    /// The value as TOML.
+    pub value: String,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Node {
+    Table(BTreeMap<String, Entry>),
+    Array(Vec<Entry>),
+    String(String),
+    Integer(i64),
+    Float(f64),
+    Boolean,
+    Datetime,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) node: Node,
+    pub(super) origin: Origin,
+}
+
+impl Node {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Table(_) => "a table",
+            Self::Array(_) => "an array",
+            Self::String(_) => "a string",
+            Self::Integer(_) => "a whole number",
+            Self::Float(_) => "a number",
+            Self::Boolean => "a boolean",
+            Self::Datetime => "a date",
+        }
+    }
+}
+
+/// What reading has found so far: problems and settings, in the order of the sections.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    pub(super) problems: Vec<Problem>,
+    pub(super) settings: Vec<Setting>,
+}
+
+/// Parses the file and lays the overrides over it.
+///
+/// `overrides` are pairs such as `("HARK__UPLINK__WINDOW", "8")`; others are passed over.
+pub(super) fn parse(
+    text: &str,
+    overrides: impl Iterator<Item = (String, String)>,
+    findings: &mut Findings,
+) -> BTreeMap<String, Entry> {
+    let (table, errors) = DeTable::parse_recoverable(text);
+    for error in errors {
+        let line = error.span().map_or(1, |span| line_of(text, span.start));
+        let problem = Problem {
+            origin: Origin::Line(line),
+            key: String::new(),
+            message: format!("is no TOML: {}", error.message()),
+        };
+        findings.problems.push(problem);
+    }
+    let mut root = convert_table(text, table.get_ref());
+    for (name, value) in overrides {
+        let Some(path) = name.strip_prefix("HARK__") else { continue };
+        let path: Vec<String> = path.split("__").map(str::to_lowercase).collect();
+        let node = match DeValue::parse(&value) {
+            Ok(parsed) => convert(&value, parsed.get_ref()),
+            Err(_) => Node::String(value.clone()),
+        };
+        lay_over(&mut root, &path, Entry { node, origin: Origin::Environment(name.clone()) });
+    }
+    root
+}
+
+fn lay_over(table: &mut BTreeMap<String, Entry>, path: &[String], entry: Entry) {
+    let Some((first, rest)) = path.split_first() else { return };
+    if rest.is_empty() {
+        table.insert(first.clone(), entry);
+        return;
+    }
+    let inner = table.entry(first.clone()).or_insert_with(|| Entry {
+        node: Node::Table(BTreeMap::new()),
+        origin: entry.origin.clone(),
+    });
+    if let Node::Table(inner) = &mut inner.node {
+        lay_over(inner, rest, entry);
+    } else {
+        // A scalar stands where a section is asked for: the override wins and is then reported.
+        *inner = Entry { node: Node::Table(BTreeMap::new()), origin: entry.origin.clone() };
+        if let Node::Table(inner) = &mut inner.node {
+            lay_over(inner, rest, entry);
+        }
+    }
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    text.bytes().take(at).filter(|&b| b == b'\n').count() + 1
+}
+
+fn convert_table(text: &str, table: &DeTable<'_>) -> BTreeMap<String, Entry> {
+    let entry = |key_start: usize, value: &DeValue<'_>| Entry {
+        node: convert(text, value),
+        origin: Origin::Line(line_of(text, key_start)),
+    };
+    table
+        .iter()
+        .map(|(key, value)| (key.get_ref().to_string(), entry(key.span().start, value.get_ref())))
+        .collect()
+}
+
+fn convert(text: &str, value: &DeValue<'_>) -> Node {
+    match value {
+        DeValue::Table(table) => Node::Table(convert_table(text, table)),
+        DeValue::Array(items) => Node::Array(
+            items
+                .iter()
+                .map(|item| Entry {
+                    node: convert(text, item.get_ref()),
+                    origin: Origin::Line(line_of(text, item.span().start)),
+                })
+                .collect(),
+        ),
+        DeValue::String(text) => Node::String(text.to_string()),
+        DeValue::Boolean(_) => Node::Boolean,
+        DeValue::Integer(value) => match i64::from_str_radix(value.as_str(), value.radix()) {
+            Ok(number) => Node::Integer(number),
+            Err(_) => Node::String(value.as_str().to_owned()),
+        },
+        DeValue::Float(value) => match value.as_str().parse() {
+            Ok(number) => Node::Float(number),
+            Err(_) => Node::String(value.as_str().to_owned()),
+        },
+        DeValue::Datetime(_) => Node::Datetime,
+    }
+}
+
+/// One table of the document, read key by key.
+pub(super) struct Section<'a> {
+    path: String,
+    table: BTreeMap<String, Entry>,
+    asked: Vec<&'static str>,
+    findings: &'a mut Findings,
+}
+
+impl<'a> Section<'a> {
+    /// The section `name` of the document.
+    pub(super) fn take_from(
+        root: &mut BTreeMap<String, Entry>,
+        name: &str,
+        findings: &'a mut Findings,
+    ) -> Self {
+        let entry = root.remove(name);
+        Self::open(name, entry, findings)
+    }
+
+    /// The table `path`, which may be missing or, if it is no table, a problem.
+    fn open(path: &str, entry: Option<Entry>, findings: &'a mut Findings) -> Self {
+        let table = match entry {
+            None => BTreeMap::new(),
+            Some(Entry { node: Node::Table(table), .. }) => table,
+            Some(Entry { node, origin }) => {
+                let message = format!("is {}; write a section [{path}]", node.kind());
+                findings.problems.push(Problem { origin, key: path.to_owned(), message });
+                BTreeMap::new()
+            }
+        };
+        Self { path: path.to_owned(), table, asked: Vec::new(), findings }
+    }
+
+    /// Takes a value out without reading it.
+    pub(super) fn take(&mut self, key: &'static str) -> Option<Entry> {
+        self.asked.push(key);
+        self.table.remove(key)
+    }
+
+    /// A text.
+    pub(super) fn text(&mut self, key: &'static str, default: &str) -> String {
+        self.checked(key, default.to_owned(), |text| Ok(text.to_owned()), |text| quoted(text))
+    }
+
+    /// A duration of at least `least`.
+    pub(super) fn duration(
+        &mut self,
+        key: &'static str,
+        default: Duration,
+        least: Duration,
+    ) -> Duration {
+        let read = |text: &str| match units::parse_duration(text)? {
+            short if short < least => {
+                Err(format!("is `{text}`; at least {}", quoted(&units::format_duration(least))))
+            }
+            duration => Ok(duration),
+        };
+        self.checked(key, default, read, |value| quoted(&units::format_duration(*value)))
+    }
+
+    /// A size in bytes of at least `least`.
+    pub(super) fn size(&mut self, key: &'static str, default: u64, least: u64) -> u64 {
+        let read = |text: &str| match units::parse_size(text)? {
+            small if small < least => {
+                Err(format!("is `{text}`; at least {}", quoted(&units::format_size(least))))
+            }
+            size => Ok(size),
+        };
+        self.checked(key, default, read, |value| quoted(&units::format_size(*value)))
+    }
+
+    /// One of a few words.
+    pub(super) fn choice<T: Copy + PartialEq>(
+        &mut self,
+        key: &'static str,
+        default: T,
+        choices: &[(&'static str, T)],
+    ) -> T {
+        let read = |text: &str| {
+            let found = choices.iter().find(|(word, _)| *word == text);
+            found.map(|(_, value)| *value).ok_or_else(|| {
+                let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
+                format!("is `{text}`; one of: {}", words.join(", "))
+            })
+        };
+        let show = |value: &T| {
+            quoted(choices.iter().find(|(_, v)| v == value).map_or("", |(word, _)| word))
+        };
+        self.checked(key, default, read, show)
+    }
+
+    /// A whole number within bounds.
+    pub(super) fn integer(
+        &mut self,
+        key: &'static str,
+        default: i64,
+        bounds: std::ops::RangeInclusive<i64>,
+    ) -> i64 {
+        let entry = self.take(key);
+        let (value, origin) = match entry {
+            None => (default, Origin::Default),
+            Some(Entry { node: Node::Integer(value), origin }) if bounds.contains(&value) => {
+                (value, origin)
+            }
+            Some(Entry { node, origin }) => {
+                let is = match node {
+                    Node::Integer(value) => value.to_string(),
+                    other => other.kind().to_owned(),
+                };
+                let (low, high) = (bounds.start(), bounds.end());
+                self.problem(key, origin, format!("is {is}; a whole number from {low} to {high}"));
+                return default;
+            }
+        };
+        self.note(key, value.to_string(), origin);
+        value
+    }
+
+    /// A number within bounds, if it is set.
+    pub(super) fn optional_number(
+        &mut self,
+        key: &'static str,
+        bounds: std::ops::RangeInclusive<f64>,
+    ) -> Option<f64> {
+        let Entry { node, origin } = self.take(key)?;
+        let value = match node {
+            Node::Float(value) => Some(value),
+            #[allow(clippy::cast_precision_loss, reason = "settings are small numbers")]
+            Node::Integer(value) => Some(value as f64),
+            _ => None,
+        };
+        match value.filter(|value| bounds.contains(value)) {
+            Some(value) => {
+                self.note(key, value.to_string(), origin);
+                Some(value)
+            }
+            None => {
+                let (low, high) = (bounds.start(), bounds.end());
+                self.problem(key, origin, format!("must be a number from {low} to {high}"));
+                None
+            }
+        }
+    }
+
+    /// A text that `read` understands. Where it does not, the problem is noted and the default
+    /// stands in, so that the rest can still be read.
+    pub(super) fn checked<T>(
+        &mut self,
+        key: &'static str,
+        default: T,
+        read: impl Fn(&str) -> Result<T, String>,
+        show: impl Fn(&T) -> String,
+    ) -> T {
+        let (value, origin) = match self.take(key) {
+            None => (default, Origin::Default),
+            Some(Entry { node: Node::String(text), origin }) => match read(&text) {
+                Ok(value) => (value, origin),
+                Err(message) => {
+                    self.problem(key, origin, message);
+                    return default;
+                }
+            },
+            Some(Entry { node, origin }) => {
+                self.problem(key, origin, format!("is {}; write a string", node.kind()));
+                return default;
+            }
+        };
+        self.note(key, show(&value), origin);
+        value
+    }
+
+    /// Reads a table within this one, to its end.
+    pub(super) fn nested(
+        &mut self,
+        key: &str,
+        entry: Option<Entry>,
+        read: impl FnOnce(&mut Section<'_>),
+    ) {
+        let mut inner = Section::open(&join(&self.path, key), entry, self.findings);
+        read(&mut inner);
+        inner.finish();
+    }
+
+    /// Reports a problem with a key of this section.
+    pub(super) fn problem(&mut self, key: &str, origin: Origin, message: impl Into<String>) {
+        let key = join(&self.path, key);
+        self.findings.problems.push(Problem { origin, key, message: message.into() });
+    }
+
+    /// Records a setting in force.
+    pub(super) fn note(&mut self, key: &str, value: String, origin: Origin) {
+        let key = join(&self.path, key);
+        self.findings.settings.push(Setting { key, value, origin });
+    }
+
+    /// Reports every key that nobody asked for.
+    pub(super) fn finish(self) {
+        for (key, entry) in self.table {
+            let message = format!("is unknown; [{}] has: {}", self.path, self.asked.join(", "));
+            let key = join(&self.path, &key);
+            self.findings.problems.push(Problem { origin: entry.origin, key, message });
+        }
+    }
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+pub(super) fn quoted(text: &str) -> String {
+    // TOML basic strings take the escapes that Rust's debug form writes for ordinary text.
+    format!("{text:?}")
+}

@@ -1,0 +1,108 @@
+use super::*;
+
+fn problems(text: &str) -> Vec<String> {
+    problems_with(text, &[])
+}
+
+fn problems_with(text: &str, environment: &[(&str, &str)]) -> Vec<String> {
+    let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+    match load("hark.toml", text, environment) {
+        Ok(_) => Vec::new(),
+        Err(error) => error.to_string().lines().map(str::to_owned).collect(),
+    }
+}
+
+fn config(text: &str) -> Config {
+    load("hark.toml", text, std::iter::empty()).unwrap().config
+}
+
+#[test]
+fn an_empty_file_gives_the_defaults() {
+    let config = config("");
+    assert_eq!(config.device.id, None);
+    assert_eq!(config.audio, AudioInput::Device("default".into()));
+    assert_eq!(config.voice.keyphrases.len(), 3);
+    assert_eq!(config.uplink.window, 32);
+    assert_eq!(config.ingest.socket, Some("/run/hark/ingest.sock".into()));
+}
+
+#[test]
+fn all_errors_are_reported_together_with_line_and_key() {
+    let text = "[uplink]\nurl = \"http://x\"\nwindow = 0\n\n[voice]\ncooldown = \"soon\"\n";
+    assert_eq!(
+        problems(text),
+        [
+            "hark.toml:2: uplink.url is `http://x`; write mqtt://HOST[:PORT]",
+            "hark.toml:3: uplink.window is 0; a whole number from 1 to 1000",
+            "hark.toml:6: voice.cooldown is `soon`; write a whole number and ms, s, m, h or d, such as \"5s\"",
+        ]
+    );
+}
+
+#[test]
+fn an_unknown_key_is_an_error_that_lists_the_known_ones() {
+    let found = problems("[audio]\ninputs = \"none\"\n");
+    assert_eq!(found, ["hark.toml:2: audio.inputs is unknown; [audio] has: input"]);
+    assert!(problems("[extra]\n")[0].contains("is unknown"));
+}
+
+#[test]
+fn what_this_version_cannot_honour_is_refused_and_not_ignored() {
+    for text in [
+        "[alarm]\ncancel_window = \"10s\"\n",
+        "[[button]]\nname = \"call\"\n",
+        "[[sensor]]\nname = \"t\"\n",
+        "[lanes.alert]\nconfirm = \"receipt\"\n",
+        "[uplink]\nurl = \"mqtts://broker:8883\"\n",
+        "[uplink]\nmode = \"binary\"\n",
+        "[uplink]\nca_file = \"/ca.pem\"\n",
+        "[uplink]\nfallback_urls = [\"mqtt://b\"]\n",
+        "[voice]\nconfirm = \"recogniser\"\n",
+        "[ops]\nlisten = \"127.0.0.1:9464\"\n",
+        "[[ingest.route]]\ntype = \"x\"\n",
+    ] {
+        assert_eq!(problems(text).len(), 1, "{text}: {:?}", problems(text));
+    }
+}
+
+#[test]
+fn a_syntax_error_has_its_line() {
+    let found = problems("[device]\nid = \n");
+    assert!(found[0].starts_with("hark.toml:2: is no TOML"), "{found:?}");
+}
+
+#[test]
+fn the_environment_overrides_the_file_and_is_named_in_errors() {
+    let environment =
+        [("HARK__UPLINK__WINDOW", "0"), ("HARK__DEVICE__ID", "flat/12"), ("HOME", "/x")];
+    let found = problems_with("[uplink]\nwindow = 5\n", &environment);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].starts_with("environment variable HARK__DEVICE__ID: device.id"), "{found:?}");
+    assert!(found[1].starts_with("environment variable HARK__UPLINK__WINDOW"), "{found:?}");
+    let loaded = load("f", "", [("HARK__UPLINK__WINDOW".to_owned(), "7".to_owned())].into_iter());
+    assert_eq!(loaded.unwrap().config.uplink.window, 7);
+}
+
+#[test]
+fn keyphrases_are_built_in_or_have_phonemes() {
+    let text = "[voice]\nkeyphrases = [\"help\", { text = \"zu Hilfe\", phonemes = \"ts u\" }]\n";
+    assert_eq!(config(text).voice.keyphrases[1].phonemes.as_deref(), Some("ts u"));
+    for wrong in ["[\"aua\"]", "[\"help\", \"help\"]", "[3]", "\"help\"", "[{ text = \"x\" }]"] {
+        let found = problems(&format!("[voice]\nkeyphrases = {wrong}\n"));
+        assert_eq!(found.len(), 1, "{wrong}: {found:?}");
+    }
+}
+
+#[test]
+fn wrong_types_are_problems_and_no_panic() {
+    for text in [
+        "audio = 3\n",
+        "[uplink]\nurl = 3\n",
+        "[uplink]\nwindow = \"x\"\n",
+        "[voice]\nthreshold = \"x\"\n",
+        "[device]\nid = 2026-01-01\n",
+        "[uplink]\nwindow = 99999999999999999999\n",
+    ] {
+        assert_eq!(problems(text).len(), 1, "{text}: {:?}", problems(text));
+    }
+}
