@@ -9,3 +9,4 @@ pub mod clock;
 pub mod config;
 pub mod driver;
 pub mod event;
+pub mod supervisor;

@@ -36,7 +36,7 @@ pub fn format_duration(duration: Duration) -> String {
     let (unit, length) = DURATION_UNITS
         .into_iter()
         .rev()
-        .find(|(_, length)| ms > 0 && ms % length == 0)
+        .find(|(_, length)| ms > 0 && ms.is_multiple_of(*length))
         .unwrap_or(("s", 1_000));
     format!("{}{unit}", ms / length)
 }
@@ -46,7 +46,7 @@ pub(super) fn format_size(bytes: u64) -> String {
     let (unit, length) = SIZE_UNITS
         .into_iter()
         .rev()
-        .find(|(_, length)| bytes > 0 && bytes % length == 0)
+        .find(|(_, length)| bytes > 0 && bytes.is_multiple_of(*length))
         .unwrap_or(("B", 1));
     format!("{}{unit}", bytes / length)
 }

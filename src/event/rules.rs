@@ -145,7 +145,7 @@ fn check_base64(text: &str) -> Result<(), EventError> {
     let body = text.trim_end_matches('=');
     let padding = text.len() - body.len();
     let alphabet = |b: u8| b.is_ascii_alphanumeric() || b == b'+' || b == b'/';
-    if text.len() % 4 == 0 && padding <= 2 && body.bytes().all(alphabet) {
+    if text.len().is_multiple_of(4) && padding <= 2 && body.bytes().all(alphabet) {
         return Ok(());
     }
     Err(EventError::new("data_base64", "is not base64 with padding (RFC 4648 §4)"))
