@@ -16,6 +16,7 @@ mod envelope;
 pub mod json;
 mod lane;
 mod rules;
+mod sdk;
 
 pub use envelope::{Data, Event, Value};
 pub use lane::{Lane, UnknownLane};
