@@ -1,3 +1,45 @@
-//! The `hark` command.
+//! The `hark` command: arguments → logging → the subcommand → an exit code.
 
-fn main() {}
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use hark::cli::{self, Cli, exit};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, fmt};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers, not errors, and clap knows which stream is theirs.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { 0 });
+        }
+    };
+    log(cli.default_log_level());
+    match cli::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("hark: {failure}");
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// To the journal with its fields under systemd, else to standard error; `HARK_LOG` says how much.
+fn log(default_level: &str) {
+    let filter =
+        EnvFilter::try_from_env("HARK_LOG").unwrap_or_else(|_| EnvFilter::new(default_level));
+    let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    let output = match journal {
+        Some(journal) => journal.boxed(),
+        None => fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .boxed(),
+    };
+    tracing_subscriber::registry().with(output.with_filter(filter)).init();
+}

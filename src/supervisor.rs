@@ -88,6 +88,18 @@ impl Stop {
         let _ = self.0.wait_for(|stop| *stop).await;
     }
 
+    /// Blocks a thread for `duration`, or until the service is to end, which it notices within
+    /// 50 ms.
+    pub fn sleep(&self, duration: Duration) {
+        const STEP: Duration = Duration::from_millis(50);
+        let mut left = duration;
+        while !self.is_set() && !left.is_zero() {
+            let step = left.min(STEP);
+            std::thread::sleep(step);
+            left -= step;
+        }
+    }
+
     /// The channel beneath, for drivers that know nothing of the supervisor.
     pub fn receiver(&self) -> watch::Receiver<bool> {
         self.0.clone()

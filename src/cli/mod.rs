@@ -1,5 +1,14 @@
 //! Subcommands, one file each: arguments in, work done, an exit code out.
 
+pub mod config;
+pub mod detect;
+pub mod emit;
+pub mod run;
+#[cfg(feature = "simulator")]
+pub mod simulate;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
 /// Exit codes, after BSD `sysexits.h`.
 pub mod exit {
     /// The command line is wrong.
@@ -27,4 +36,77 @@ impl Failure {
     pub fn new(code: u8, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
     }
+}
+
+/// The agent of an emergency device: hears a cry for help and gets the news out.
+#[derive(Debug, Parser)]
+#[command(name = "hark", version)]
+pub struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the device process: listen, keep, publish
+    Run(run::Args),
+    /// Run the same process on a desktop: an embedded broker, audio from a file, no hardware
+    #[cfg(feature = "simulator")]
+    Simulate(simulate::Args),
+    /// Run the voice detector over WAV or FLAC files
+    Detect(detect::Args),
+    /// Hand CloudEvents to a running agent
+    Emit(emit::Args),
+    /// Check or show the configuration
+    Config(config::Args),
+    /// Print a completion script for a shell
+    Completions {
+        /// bash, elvish, fish, powershell or zsh
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page (roff)
+    Man,
+}
+
+impl Cli {
+    /// What is logged if nobody says otherwise: a service tells its story, a tool only trouble.
+    pub fn default_log_level(&self) -> &'static str {
+        match self.command {
+            Command::Run(_) => "info",
+            _ => "warn",
+        }
+    }
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// Whatever it failed at, with the exit code.
+pub fn run(cli: Cli) -> Result<(), Failure> {
+    let out = std::io::stdout();
+    match cli.command {
+        Command::Run(args) => run::run(&args),
+        #[cfg(feature = "simulator")]
+        Command::Simulate(args) => simulate::run(&args),
+        Command::Detect(args) => detect::run(&args, &mut out.lock()),
+        Command::Emit(args) => runtime()?.block_on(emit::run(&args, out.lock())),
+        Command::Config(args) => config::run(&args, out.lock()),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "hark", &mut out.lock());
+            Ok(())
+        }
+        Command::Man => clap_mangen::Man::new(Cli::command())
+            .render(&mut out.lock())
+            .map_err(|e| Failure::new(exit::IO, format!("write to standard output: {e}"))),
+    }
+}
+
+/// One thread drives all sockets and timers; disk and detector have threads of their own.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(exit::UNAVAILABLE, format!("start the runtime: {e}")))
 }

@@ -1,0 +1,343 @@
+//! The composition root: makes the parts, joins them, and ends them in order.
+//!
+//! ```text
+//!  listening (thread) ─┐                                   ┌─ forwarding (task) ─ uplink ─ broker
+//!  ingest (task) ──────┼─▶ OutboxHandle ─▶ writer (thread) ┘
+//!  reporter ───────────┘
+//! ```
+//!
+//! Order of shutdown: the sources stop; what waits is sent while the broker answers, at most for
+//! [`DRAIN`]; the uplink says that it goes offline; the outbox closes last. Whatever was not sent
+//! is on the disk and is sent by the next run.
+//!
+//! Absent: alarms, commands and sensors; a detection is published as it is.
+
+mod forwarding;
+mod listening;
+mod reporter;
+
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc, watch};
+
+use crate::cli::{Failure, exit};
+use crate::clock::{Clock, Rng};
+use crate::config::Config;
+use crate::driver::{host, ingest, outbox_writer, sled_store::SledStore, sys};
+use crate::event::{Lane, catalogue::Maker, catalogue::Occurrence};
+use crate::outbox::Outbox;
+use crate::supervisor::{Budget, Report, Stage, Supervisor};
+
+pub use listening::{Listener, ListenerFactory};
+use reporter::Reporter;
+
+/// How long an orderly end waits for the broker to take what is stored.
+pub const DRAIN: Duration = Duration::from_secs(5);
+/// How long a stage may take to stop, longer than the uplink's farewell.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often the agent looks after itself: answers systemd's watchdog, clears old faults.
+const ROUND: Duration = Duration::from_secs(5);
+/// A part that ran for so long after a restart counts as mended.
+const MENDED: Duration = Duration::from_secs(30);
+
+/// Services that may fail and be restarted: five times in ten minutes, then systemd's turn.
+const BUDGET: Budget =
+    Budget { restarts: 5, within: Duration::from_secs(600), pause: Duration::from_secs(1) };
+
+/// What happens inside, for whoever watches: the simulator's terminal, tests.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Happening {
+    /// The microphone or file is open.
+    Listening(String),
+    /// Loudness of the last 100 ms, dBFS.
+    Level(f32),
+    /// A keyphrase was heard.
+    Detected {
+        /// The phrase.
+        phrase: String,
+        /// How sure the detector is, 0..=1.
+        score: f32,
+    },
+    /// On stable storage.
+    Accepted {
+        /// The event's id.
+        id: String,
+        /// Its lane.
+        lane: Lane,
+        /// Its type.
+        event_type: String,
+        /// Its sequence.
+        sequence: u64,
+    },
+    /// Handed to the network.
+    Published {
+        /// The event's id.
+        id: String,
+        /// Its lane.
+        lane: Lane,
+        /// Not for the first time.
+        again: bool,
+    },
+    /// The broker has it.
+    Acknowledged {
+        /// The event's id.
+        id: String,
+        /// Its lane.
+        lane: Lane,
+    },
+    /// The broker refused it; it is offered again.
+    Deferred {
+        /// The event's id.
+        id: String,
+        /// Why.
+        reason: String,
+    },
+    /// News of the connection, in one line.
+    Uplink(String),
+    /// A part failed.
+    Fault {
+        /// Which.
+        part: String,
+        /// Why.
+        problem: String,
+    },
+    /// A part works again.
+    Mended(String),
+    /// Events in the outbox, by lane. Index: [`Lane::index`].
+    Waiting([u64; 3]),
+}
+
+/// What a run is made of besides its configuration; tests and the simulator bring their own.
+#[derive(Debug)]
+pub struct Parts {
+    /// The clocks.
+    pub clock: Clock,
+    /// Chance: ids and backoff.
+    pub rng: Rng,
+    /// Makes the detector; called again after a failure.
+    pub listener: ListenerFactory,
+    /// Where [`Happening`]s go.
+    pub happenings: broadcast::Sender<Happening>,
+}
+
+impl Parts {
+    /// The real ones.
+    pub fn device() -> Self {
+        Self {
+            clock: Clock::new(sys::clock_state),
+            rng: Rng::from_entropy(),
+            listener: ListenerFactory::detector(),
+            happenings: broadcast::Sender::new(256),
+        }
+    }
+}
+
+/// A future that ends with SIGTERM or SIGINT and says which.
+///
+/// # Errors
+/// The handlers cannot be installed.
+pub fn signals() -> Result<impl Future<Output = &'static str>, Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let install = |kind| {
+        signal(kind).map_err(|e| Failure::new(exit::UNAVAILABLE, format!("handle signals: {e}")))
+    };
+    let mut terminate = install(SignalKind::terminate())?;
+    let mut interrupt = install(SignalKind::interrupt())?;
+    let mut hangup = install(SignalKind::hangup())?;
+    Ok(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return "SIGTERM",
+                _ = interrupt.recv() => return "SIGINT",
+                _ = hangup.recv() => {
+                    tracing::warn!("SIGHUP: this version reads its configuration at start only; restart it");
+                }
+            }
+        }
+    })
+}
+
+/// Runs the agent until `stop` is ready, then drains.
+///
+/// # Errors
+/// 78: a secret, a keyphrase or the weights are not usable. 74: the outbox cannot be opened, or
+/// failed. 69: a part failed more often than its budget allows.
+pub async fn run(
+    config: Config,
+    parts: Parts,
+    stop: impl Future<Output = &'static str>,
+) -> Result<(), Failure> {
+    let Parts { clock, mut rng, listener, happenings } = parts;
+    let device = match &config.device.id {
+        Some(id) => id.clone(),
+        None => host::device_id().map_err(|e| Failure::new(exit::CONFIG, e))?,
+    };
+    // Everything that can be wrong with the installation is found before the first thread starts.
+    let uplink = forwarding::plan(&config.uplink, &device)?;
+    let listening = listening::plan(&config, listener)?;
+    let store = SledStore::open(&config.outbox.path)
+        .map_err(|e| Failure::new(exit::IO, e.to_string()))?;
+    let outbox = Outbox::open(store).map_err(|e| Failure::new(exit::IO, e.to_string()))?;
+
+    let (mut supervisor, mut reports) = Supervisor::new();
+    let outbox = start_outbox(&mut supervisor, outbox, &config, clock);
+    let maker = Maker::new(&device, &config.device.type_prefix);
+    let reporter = Reporter::new(maker, clock, rng.fork(), outbox.clone(), happenings.clone());
+    tracing::info!(device, outbox = %config.outbox.path.display(), waiting = ?outbox.depths(), "hark {} starts", env!("CARGO_PKG_VERSION"));
+
+    let mut connected = forwarding::start(&mut supervisor, uplink, &outbox, &reporter, clock, rng.fork());
+    reporter.report(&started()).await.map_err(|e| Failure::new(exit::IO, e))?;
+    if let Some(path) = config.ingest.socket.clone() {
+        start_ingest(&mut supervisor, path, &outbox).await?;
+    }
+    if let Some(plan) = listening {
+        listening::start(&mut supervisor, plan, &reporter, clock);
+    }
+    let ended = watch_over(stop, &mut reports, &reporter, &outbox, clock).await;
+
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    report_late(supervisor.stop(Stage::Source, PATIENCE).await);
+    if let Ok(reason) = &ended {
+        say_goodbye(reason, &reporter, &outbox, &mut connected).await;
+    }
+    report_late(supervisor.stop(Stage::Uplink, PATIENCE).await);
+    tracing::info!(waiting = ?outbox.depths(), "hark stops");
+    drop((reporter, outbox));
+    report_late(supervisor.stop(Stage::Outbox, PATIENCE).await);
+    ended.map(|_| ())
+}
+
+fn started() -> Occurrence {
+    Occurrence::SessionStarted {
+        boot_id: host::boot_id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+fn report_late(services: Vec<&'static str>) {
+    for service in services {
+        tracing::warn!(service, "did not stop within {} s and is left behind", PATIENCE.as_secs());
+    }
+}
+
+fn start_outbox(
+    supervisor: &mut Supervisor,
+    outbox: Outbox<SledStore>,
+    config: &Config,
+    clock: Clock,
+) -> outbox_writer::OutboxHandle {
+    let coalesce = outbox_writer::Coalesce {
+        status: config.outbox.coalesce_status,
+        telemetry: config.outbox.coalesce_telemetry,
+    };
+    let (handle, writer) = outbox_writer::channel(outbox, coalesce, clock);
+    let mut writer = Some(writer);
+    // Without a budget: what a failed commit left on the disk is unknown, and only a new process
+    // reads it again.
+    supervisor.thread(Stage::Outbox, "outbox", Budget::NONE, move |_| match writer.take() {
+        Some(writer) => writer.run().map_err(|e| e.to_string()),
+        None => Err("was started twice".to_owned()),
+    });
+    handle
+}
+
+async fn start_ingest(
+    supervisor: &mut Supervisor,
+    path: std::path::PathBuf,
+    outbox: &outbox_writer::OutboxHandle,
+) -> Result<(), Failure> {
+    // Bound here once, so that a wrong path ends the start with its message.
+    let first = ingest::bind(&path).await.map_err(|e| Failure::new(exit::UNAVAILABLE, e.to_string()))?;
+    let mut first = Some(first);
+    let outbox = outbox.clone();
+    supervisor.task(Stage::Source, "ingest", BUDGET, move |stop| {
+        let (bound, path, outbox) = (first.take(), path.clone(), outbox.clone());
+        async move {
+            let listener = match bound {
+                Some(listener) => listener,
+                None => ingest::bind(&path).await.map_err(|e| e.to_string())?,
+            };
+            let served = ingest::serve(listener, outbox, stop.receiver()).await;
+            served.map_err(|e| format!("serve {}: {e}", path.display()))
+        }
+    });
+    Ok(())
+}
+
+/// Runs until there is a reason to end: `Ok` with it, or a part that was given up.
+async fn watch_over(
+    stop: impl Future<Output = &'static str>,
+    reports: &mut mpsc::Receiver<Report>,
+    reporter: &Reporter,
+    outbox: &outbox_writer::OutboxHandle,
+    clock: Clock,
+) -> Result<&'static str, Failure> {
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let watchdog = sd_notify::watchdog_enabled().is_some();
+    let mut failed = std::collections::HashMap::new();
+    let mut depths = outbox.watch();
+    let mut round = tokio::time::interval(ROUND);
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            reason = &mut stop => return Ok(reason),
+            report = reports.recv() => match report {
+                Some(Report::Restarting { service, reason }) => {
+                    failed.insert(service, clock.now());
+                    reporter.raise(service, &format!("{reason}; it is started again")).await;
+                }
+                Some(Report::GivenUp { service, reason }) => {
+                    let code = if service == "outbox" { exit::IO } else { exit::UNAVAILABLE };
+                    return Err(Failure::new(code, format!("{service} failed for good: {reason}")));
+                }
+                None => return Err(Failure::new(exit::UNAVAILABLE, "the supervisor is gone")),
+            },
+            changed = depths.changed() => if changed.is_ok() {
+                let now = depths.borrow_and_update().depth;
+                reporter.happened(Happening::Waiting(now));
+            },
+            _ = round.tick() => {
+                let now = clock.now();
+                let mended: Vec<_> = failed.extract_if(|_, at| now.duration_since(*at) >= MENDED).collect();
+                for (service, _) in mended {
+                    reporter.clear(service).await;
+                }
+                if watchdog && outbox_answers(outbox).await {
+                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+                }
+            }
+        }
+    }
+}
+
+/// A writer that hangs in a sync must not look alive to systemd.
+async fn outbox_answers(outbox: &outbox_writer::OutboxHandle) -> bool {
+    let limit = crate::outbox::PageLimit { records: 1, bytes: 1 };
+    let answered = tokio::time::timeout(ROUND, outbox.page(Lane::Alert, None, limit)).await;
+    matches!(answered, Ok(Ok(_)))
+}
+
+/// Stores the last event and gives the broker a moment to take all that waits.
+async fn say_goodbye(
+    reason: &str,
+    reporter: &Reporter,
+    outbox: &outbox_writer::OutboxHandle,
+    connected: &mut watch::Receiver<bool>,
+) {
+    let stopped = Occurrence::SessionStopped { reason: reason.to_owned() };
+    if let Err(error) = reporter.report(&stopped).await {
+        tracing::warn!("the end of this session is not recorded: {error}");
+    }
+    let mut depths = outbox.watch();
+    let drained = async {
+        while *connected.borrow() && depths.borrow_and_update().depth.iter().sum::<u64>() > 0 {
+            tokio::select! {
+                changed = depths.changed() => if changed.is_err() { return },
+                changed = connected.changed() => if changed.is_err() { return },
+            }
+        }
+    };
+    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+        tracing::warn!("not everything was sent within {} s; the rest is kept", DRAIN.as_secs());
+    }
+}

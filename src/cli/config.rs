@@ -1,0 +1,63 @@
+//! `hark config`: check and show the configuration.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::{Failure, exit};
+use crate::config::{self, Loaded};
+
+/// Check or show the configuration
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// Report everything that is wrong; exits 0 if nothing is, else 78
+    Check(File),
+    /// Print every setting in force and where it comes from
+    Show(File),
+}
+
+/// Where the configuration stands.
+#[derive(Debug, clap::Args)]
+pub struct File {
+    /// The configuration file
+    #[arg(long, short, value_name = "FILE", default_value = "/etc/hark/hark.toml")]
+    pub config: PathBuf,
+    /// The same without the option's name
+    #[arg(value_name = "FILE", conflicts_with = "config")]
+    positional: Option<PathBuf>,
+}
+
+/// # Errors
+/// 78: the configuration is missing or wrong.
+pub(super) fn run(args: &Args, mut out: impl Write) -> Result<(), Failure> {
+    let (Action::Check(file) | Action::Show(file)) = &args.action;
+    let file = file.positional.as_ref().unwrap_or(&file.config);
+    let loaded = load(file)?;
+    let printed = match args.action {
+        Action::Check(_) => writeln!(out, "{}: well", file.display()),
+        Action::Show(_) => loaded
+            .settings
+            .iter()
+            .try_for_each(|s| writeln!(out, "{} = {}  # {}", s.key, s.value, s.origin)),
+    };
+    printed.map_err(|e| Failure::new(exit::IO, format!("write to standard output: {e}")))
+}
+
+/// Reads the file and the environment.
+///
+/// # Errors
+/// 78 with every problem on a line of its own.
+pub fn load(file: &Path) -> Result<Loaded, Failure> {
+    let name = file.display().to_string();
+    let text = std::fs::read_to_string(file).map_err(|e| {
+        Failure::new(exit::CONFIG, format!("read configuration {name}: {e}; name it with --config"))
+    })?;
+    let environment = std::env::vars_os()
+        .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+    config::load(&name, &text, environment).map_err(|e| Failure::new(exit::CONFIG, e.to_string()))
+}

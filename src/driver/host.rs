@@ -1,0 +1,86 @@
+//! What the host says of itself: machine id, boot id, secrets in files.
+
+use std::path::{Path, PathBuf};
+
+/// Namespace of the version 5 UUIDs (RFC 9562 §5.5) that stand for devices. Never change it: the
+/// device ids, and with them topics and sources, follow from it.
+const DEVICE_NAMESPACE: uuid::Uuid = uuid::uuid!("8c0c5a0e-6a51-4d5f-9d0e-0f3b0a6f2b71");
+
+/// A stable device id of 16 hexadecimal digits, from `/etc/machine-id`, which it does not reveal
+/// (machine-id(5) asks for that).
+///
+/// # Errors
+/// The file is missing or empty; the message says to set `device.id`.
+pub fn device_id() -> Result<String, String> {
+    device_id_from(Path::new("/etc/machine-id"))
+}
+
+fn device_id_from(file: &Path) -> Result<String, String> {
+    let advice = "set `id` under [device] in the configuration";
+    let text = std::fs::read_to_string(file)
+        .map_err(|e| format!("derive a device id from {}: {e}; {advice}", file.display()))?;
+    match text.trim() {
+        "" | "uninitialized" => {
+            Err(format!("derive a device id: {} holds none; {advice}", file.display()))
+        }
+        machine => {
+            let id = uuid::Uuid::new_v5(&DEVICE_NAMESPACE, machine.as_bytes());
+            Ok(id.simple().to_string()[..16].to_owned())
+        }
+    }
+}
+
+/// The kernel's id of this boot; `unknown` where it does not say.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
+}
+
+/// Reads a secret: from `$CREDENTIALS_DIRECTORY` (systemd's `LoadCredential`) if it holds a file
+/// of that name, else from the path. One line break at the end is not part of it.
+///
+/// # Errors
+/// Neither can be read; the message names the path, never the content.
+pub fn read_secret(path: &Path) -> Result<Vec<u8>, String> {
+    let credential = std::env::var_os("CREDENTIALS_DIRECTORY")
+        .map(PathBuf::from)
+        .zip(path.file_name())
+        .map(|(directory, name)| directory.join(name))
+        .filter(|file| file.is_file());
+    let file = credential.as_deref().unwrap_or(path);
+    let mut secret = std::fs::read(file).map_err(|e| format!("read {}: {e}", file.display()))?;
+    if secret.ends_with(b"\n") {
+        secret.pop();
+        if secret.ends_with(b"\r") {
+            secret.pop();
+        }
+    }
+    Ok(secret)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_device_id_is_stable_and_not_the_machine_id() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("machine-id");
+        std::fs::write(&file, "0123456789abcdef0123456789abcdef\n").unwrap();
+        assert_eq!(device_id_from(&file).unwrap(), device_id_from(&file).unwrap());
+        assert!(!"0123456789abcdef0123456789abcdef".contains(&device_id_from(&file).unwrap()));
+        std::fs::write(&file, "uninitialized\n").unwrap();
+        assert!(device_id_from(&file).unwrap_err().contains("set `id` under [device]"));
+    }
+
+    #[test]
+    fn a_secret_loses_only_its_last_line_break() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("secret");
+        for (written, read) in [("a b \n", "a b "), ("a\n\n", "a\n"), ("a\r\n", "a"), ("", "")] {
+            std::fs::write(&file, written).unwrap();
+            assert_eq!(read_secret(&file).unwrap(), read.as_bytes());
+        }
+        assert!(read_secret(&directory.path().join("none")).unwrap_err().contains("none"));
+    }
+}

@@ -1,0 +1,219 @@
+//! The socket where other programs hand events in: the CloudEvents HTTP binding on a Unix socket.
+//!
+//! `POST /events`, structured mode: one event (`application/cloudevents+json`) or a batch
+//! (`application/cloudevents-batch+json`, whole or not at all). 202 means that every event of the
+//! request is on stable storage; nothing else does. Refusals are `application/problem+json`
+//! (RFC 9457) and name the `attribute` at fault.
+//!
+//! Bounds: [`MAX_BODY_BYTES`] a request, [`MAX_BATCH`] events in it, [`MAX_EVENT_BYTES`] each,
+//! [`MAX_REQUESTS`] at once, [`BODY_DEADLINE`] to send it.
+//!
+//! Absent: the binary mode of the binding, routes by type. Who may write is the file mode's matter.
+//!
+//! Source: CloudEvents HTTP Protocol Binding 1.0.2 §3.2, §3.3.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use serde_json::json;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, watch};
+
+use super::outbox_writer::OutboxHandle;
+use crate::event::{Event, EventError, Lane, MAX_EVENT_BYTES, json as format};
+
+/// The largest request body, in bytes.
+pub const MAX_BODY_BYTES: usize = 1 << 20;
+/// The most events in one batch: they share one commit.
+pub const MAX_BATCH: usize = 256;
+/// Requests served at the same time; one more is told to come again.
+pub const MAX_REQUESTS: usize = 32;
+/// How long a client may take to send its body.
+pub const BODY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why the socket cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// Somebody answers on the socket already.
+    #[error("ingest socket {0}: another program is listening there; is hark running already?")]
+    InUse(PathBuf),
+    /// The socket cannot be made.
+    #[error("ingest socket {0}: {1}; the directory must exist and be writable for hark")]
+    Bind(PathBuf, #[source] io::Error),
+}
+
+/// Binds the socket, replacing one that a dead process left behind. Mode 0660.
+///
+/// # Errors
+/// See [`IngestError`].
+pub async fn bind(path: &Path) -> Result<UnixListener, IngestError> {
+    if UnixStream::connect(path).await.is_ok() {
+        return Err(IngestError::InUse(path.to_owned()));
+    }
+    let failed = |error| IngestError::Bind(path.to_owned(), error);
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Serves until `stop` becomes true and the requests under way are answered.
+///
+/// # Errors
+/// The listener failed.
+pub async fn serve(
+    listener: UnixListener,
+    outbox: OutboxHandle,
+    mut stop: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let shared = Arc::new(Shared { outbox, slots: Semaphore::new(MAX_REQUESTS) });
+    let router = Router::new().route("/events", post(events)).with_state(shared);
+    let stopped = async move {
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    axum::serve(listener, router).with_graceful_shutdown(stopped).await
+}
+
+struct Shared {
+    outbox: OutboxHandle,
+    slots: Semaphore,
+}
+
+async fn events(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let Ok(_slot) = shared.slots.try_acquire() else {
+        return Problem::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            format!("{MAX_REQUESTS} requests are being served; come again"),
+        )
+        .into_response();
+    };
+    match accept(&shared.outbox, request).await {
+        Ok(accepted) => accepted,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+async fn accept(outbox: &OutboxHandle, request: Request) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    let media_type = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    let batch = is_batch(media_type.unwrap_or_default())?;
+    let body = read(body).await?;
+    let events = if batch {
+        format::parse_batch(&body)?
+    } else {
+        vec![format::parse(&body)?]
+    };
+    if events.len() > MAX_BATCH {
+        let detail = format!("{} events in the batch; at most {MAX_BATCH}", events.len());
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+    }
+    let events = events.into_iter().map(in_lane).collect::<Result<Vec<_>, _>>()?;
+    let accepted = outbox
+        .append(events)
+        .await
+        .map_err(|e| Problem::new(StatusCode::SERVICE_UNAVAILABLE, e.to_string()))?;
+    let accepted: Vec<_> = accepted
+        .iter()
+        .map(|a| json!({ "id": a.id, "lane": a.lane.as_str(), "sequence": a.sequence_text() }))
+        .collect();
+    Ok(answer(StatusCode::ACCEPTED, "application/json", &json!({ "accepted": accepted })))
+}
+
+/// Whether the media type means a batch; parameters such as `charset` are passed over.
+fn is_batch(media_type: &str) -> Result<bool, Problem> {
+    let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    match essence.as_str() {
+        format::MEDIA_TYPE => Ok(false),
+        format::BATCH_MEDIA_TYPE => Ok(true),
+        other => Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            format!(
+                "content type `{other}`; send {} or {}",
+                format::MEDIA_TYPE,
+                format::BATCH_MEDIA_TYPE
+            ),
+        )),
+    }
+}
+
+async fn read(body: Body) -> Result<Bytes, Problem> {
+    match tokio::time::timeout(BODY_DEADLINE, axum::body::to_bytes(body, MAX_BODY_BYTES)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) if std::error::Error::source(&error).is_some_and(|e| e.is::<http_body_util::LengthLimitError>()) => {
+            let detail = format!("the body is larger than {MAX_BODY_BYTES} bytes");
+            Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail))
+        }
+        Ok(Err(error)) => Err(Problem::new(StatusCode::BAD_REQUEST, format!("read body: {error}"))),
+        Err(_) => Err(Problem::new(
+            StatusCode::REQUEST_TIMEOUT,
+            format!("the body did not come within {} s", BODY_DEADLINE.as_secs()),
+        )),
+    }
+}
+
+/// The lane that the event asks for, telemetry if it asks for none.
+fn in_lane(event: Event) -> Result<(Lane, Event), Problem> {
+    let size = format::to_vec(&event).len();
+    if size > MAX_EVENT_BYTES {
+        let detail = format!("event `{}` has {size} bytes; at most {MAX_EVENT_BYTES}", event.id());
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+    }
+    let lane = match event.attribute("lane") {
+        None => Lane::Telemetry,
+        Some(value) => Lane::from_str(&value.to_string())
+            .map_err(|e| EventError { attribute: "lane".to_owned(), problem: format!("asks for a lane: {e}") })?,
+    };
+    Ok((lane, event))
+}
+
+/// A refusal (RFC 9457).
+struct Problem {
+    status: StatusCode,
+    attribute: Option<String>,
+    detail: String,
+}
+
+impl Problem {
+    fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, attribute: None, detail: detail.into() }
+    }
+}
+
+impl From<EventError> for Problem {
+    fn from(error: EventError) -> Self {
+        let detail = error.to_string();
+        let attribute = Some(error.attribute).filter(|name| !name.is_empty());
+        Self { status: StatusCode::BAD_REQUEST, attribute, detail }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut body = json!({
+            "title": self.status.canonical_reason().unwrap_or("refused"),
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+        });
+        if let Some(attribute) = self.attribute {
+            body["attribute"] = attribute.into();
+        }
+        answer(self.status, "application/problem+json", &body)
+    }
+}
+
+fn answer(status: StatusCode, media_type: &'static str, body: &serde_json::Value) -> Response {
+    (status, [(header::CONTENT_TYPE, media_type)], body.to_string()).into_response()
+}
