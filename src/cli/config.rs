@@ -53,11 +53,30 @@ pub(super) fn run(args: &Args, mut out: impl Write) -> Result<(), Failure> {
 /// # Errors
 /// 78 with every problem on a line of its own.
 pub fn load(file: &Path) -> Result<Loaded, Failure> {
-    let name = file.display().to_string();
-    let text = std::fs::read_to_string(file).map_err(|e| {
-        Failure::new(exit::CONFIG, format!("read configuration {name}: {e}; name it with --config"))
-    })?;
-    let environment = std::env::vars_os()
-        .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
-    config::load(&name, &text, environment).map_err(|e| Failure::new(exit::CONFIG, e.to_string()))
+    parse(&file.display().to_string(), &read(file)?, environment())
+}
+
+/// # Errors
+/// 78: there is no such file, or it is no text.
+pub(super) fn read(file: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(file).map_err(|e| {
+        let message = format!("read configuration {}: {e}; name it with --config", file.display());
+        Failure::new(exit::CONFIG, message)
+    })
+}
+
+/// # Errors
+/// 78 with every problem on a line of its own.
+pub(super) fn parse(
+    name: &str,
+    text: &str,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Loaded, Failure> {
+    config::load(name, text, environment).map_err(|e| Failure::new(exit::CONFIG, e.to_string()))
+}
+
+/// The variables of the environment that are text.
+pub(super) fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
 }

@@ -1,0 +1,181 @@
+//! `hark simulate`: the agent on a desktop, with a broker in the process and audio from a file.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+
+use super::{Failure, config, exit, runtime};
+use crate::agent::{self, Happening, Parts};
+use crate::config::{Loaded, Origin, parse_duration};
+use crate::sim::broker::{self, Broker};
+use crate::sim::display::{Display, is_event_topic};
+
+/// Run the same process on a desktop: an embedded broker, audio from a file, no hardware
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A configuration to begin with; what it leaves open is simulated
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Speech to play in real time, WAV or FLAC; several are played one after the other
+    #[arg(long, value_name = "FILE")]
+    pub wav: Vec<PathBuf>,
+    /// Publish to this broker instead of the embedded one
+    #[arg(long, value_name = "URL")]
+    pub broker: Option<String>,
+    /// End by itself after this time, such as 20s
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
+    pub duration: Option<Duration>,
+}
+
+/// Synthetic speech that we made; `src/sim/cry-for-help.md` says how.
+const DEFAULT_RECORDING: &[u8] = include_bytes!("../sim/cry-for-help.flac");
+
+/// Runs until Ctrl-C or for the time given, then drains.
+///
+/// # Errors
+/// As `hark run`; also 69 if the embedded broker does not start.
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let scratch = Scratch::new()?;
+    let (broker, url) = match &args.broker {
+        Some(url) => (None, url.clone()),
+        None => {
+            let broker = broker::start().map_err(|e| Failure::new(exit::UNAVAILABLE, e.to_string()))?;
+            let url = broker.url.clone();
+            (Some(broker), url)
+        }
+    };
+    let recordings = if args.wav.is_empty() { vec![scratch.default_recording()?] } else { args.wav.clone() };
+    let loaded = load(args, &url, &recordings, scratch.path())?;
+    let outcome = runtime()?.block_on(simulate(args, loaded, broker, recordings));
+    let waiting = outcome?;
+    if waiting == 0 {
+        scratch.remove();
+    } else {
+        println!("{waiting} events were not delivered; they are kept in {}", scratch.path().display());
+    }
+    Ok(())
+}
+
+/// The configuration, with everything that nobody set replaced by something that needs no hardware.
+fn load(args: &Args, url: &str, recordings: &[PathBuf], scratch: &Path) -> Result<Loaded, Failure> {
+    let (name, text) = match &args.config {
+        None => ("simulator".to_owned(), String::new()),
+        Some(file) => (file.display().to_string(), config::read(file)?),
+    };
+    let environment = || config::environment();
+    let given = config::parse(&name, &text, environment())?;
+    let open = |key: &str| given.settings.iter().any(|s| s.key == key && s.origin == Origin::Default);
+    let in_scratch = |name: &str| scratch.join(name).display().to_string();
+    let first = recordings.first().map(|file| format!("wav:{}", file.display())).unwrap_or_default();
+    let simulated = [
+        ("device.id", "HARK__DEVICE__ID", "simulated".to_owned(), false),
+        ("audio.input", "HARK__AUDIO__INPUT", first, !args.wav.is_empty()),
+        ("outbox.path", "HARK__OUTBOX__PATH", in_scratch("outbox"), false),
+        ("ingest.socket", "HARK__INGEST__SOCKET", in_scratch("ingest.sock"), false),
+        ("uplink.url", "HARK__UPLINK__URL", url.to_owned(), args.broker.is_some()),
+    ];
+    let overrides = simulated
+        .into_iter()
+        .filter(|(key, _, _, forced)| *forced || open(key))
+        // As a TOML string, so that a file called `3` stays a name.
+        .map(|(_, variable, value, _)| (variable.to_owned(), format!("{value:?}")));
+    config::parse(&name, &text, environment().chain(overrides))
+}
+
+/// Returns how many events still wait.
+async fn simulate(
+    args: &Args,
+    loaded: Loaded,
+    broker: Option<Broker>,
+    recordings: Vec<PathBuf>,
+) -> Result<u64, Failure> {
+    let mut parts = Parts::device();
+    parts.playlist = recordings;
+    let mut display = Display::new(std::io::stdout(), parts.clock);
+    introduce(&mut display, &loaded, broker.is_some());
+    let happenings = parts.happenings.subscribe();
+    let stop = stop(args.duration)?;
+    let watched = watch(display, happenings, broker);
+    let agent = agent::run(loaded.config, parts, stop);
+    // The agent drops the last sender of happenings when it ends; then the display is done too.
+    let (outcome, waiting) = tokio::join!(agent, watched);
+    outcome.map(|()| waiting)
+}
+
+fn introduce(display: &mut Display<std::io::Stdout>, loaded: &Loaded, embedded: bool) {
+    let of = |key: &str| {
+        let found = loaded.settings.iter().find(|s| s.key == key);
+        found.map_or("", |s| s.value.trim_matches('"')).to_owned()
+    };
+    let embedded = if embedded { " (embedded)" } else { "" };
+    display.line("broker", &format!("{}{embedded}", of("uplink.url")));
+    display.line("outbox", &of("outbox.path"));
+    display.line("socket", &format!("{} (hand events in: hark emit --socket …)", of("ingest.socket")));
+}
+
+fn stop(duration: Option<Duration>) -> Result<impl Future<Output = &'static str>, Failure> {
+    let signals = agent::signals()?;
+    Ok(async move {
+        match duration {
+            None => signals.await,
+            Some(duration) => tokio::select! {
+                signal = signals => signal,
+                () = tokio::time::sleep(duration) => "the time given is over",
+            },
+        }
+    })
+}
+
+async fn watch(
+    mut display: Display<std::io::Stdout>,
+    mut happenings: broadcast::Receiver<Happening>,
+    broker: Option<Broker>,
+) -> u64 {
+    let (nobody, silence) = tokio::sync::mpsc::channel(1);
+    let mut arrivals = broker.map_or(silence, |broker| broker.arrivals);
+    loop {
+        tokio::select! {
+            happening = happenings.recv() => match happening {
+                Ok(happening) => display.show(&happening),
+                Err(broadcast::error::RecvError::Lagged(missed)) => display.missed(missed),
+                Err(broadcast::error::RecvError::Closed) => break,
+            },
+            Some(arrival) = arrivals.recv() => if is_event_topic(&arrival.topic) {
+                display.line("at broker", &format!("{} ({} bytes)", arrival.topic, arrival.bytes));
+            }
+        }
+    }
+    drop(nobody);
+    display.finish();
+    display.totals().waiting
+}
+
+/// A directory of this run's own, removed when everything was delivered.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self, Failure> {
+        let path = std::env::temp_dir().join(format!("hark-simulate-{}", std::process::id()));
+        std::fs::create_dir_all(&path)
+            .map_err(|e| Failure::new(exit::IO, format!("create {}: {e}", path.display())))?;
+        Ok(Self(path))
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn default_recording(&self) -> Result<PathBuf, Failure> {
+        let file = self.0.join("cry-for-help.flac");
+        std::fs::write(&file, DEFAULT_RECORDING)
+            .map_err(|e| Failure::new(exit::IO, format!("write {}: {e}", file.display())))?;
+        Ok(file)
+    }
+
+    fn remove(self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!("remove {}: {error}", self.0.display());
+        }
+    }
+}
