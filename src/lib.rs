@@ -9,4 +9,5 @@ pub mod clock;
 pub mod config;
 pub mod driver;
 pub mod event;
+pub mod outbox;
 pub mod supervisor;
