@@ -262,7 +262,7 @@ impl<S: Store> Group<'_, S> {
     /// An event or the batch is over a bound (the caller's fault), or the group is full
     /// ([`OutboxError::GroupFull`]: commit it and try again). The group is as before.
     pub fn append(&mut self, events: &[(Lane, Event)]) -> Result<Range<usize>, OutboxError> {
-        let added_bytes = check_bounds(events)?;
+        let added_bytes = check_batch(events)?;
         let count = self.accepted.len() + events.len();
         if count > MAX_COMMIT_EVENTS || self.bytes + added_bytes > MAX_COMMIT_BYTES {
             return Err(OutboxError::GroupFull);
@@ -392,7 +392,12 @@ impl<S: Store> Group<'_, S> {
     }
 }
 
-fn check_bounds(events: &[(Lane, Event)]) -> Result<usize, OutboxError> {
+/// Holds a batch against every bound that does not depend on what the outbox holds; returns its
+/// bytes of structured JSON.
+///
+/// # Errors
+/// An event is too large, a source too long, or the batch more than one commit takes.
+pub fn check_batch(events: &[(Lane, Event)]) -> Result<usize, OutboxError> {
     let mut total = 0;
     for (_, event) in events {
         let bytes = json::to_vec(event).len();
