@@ -5,9 +5,22 @@
 //! modules stand here in the order in which an event flows.
 
 pub mod cli;
-pub mod clock;
 pub mod config;
-pub mod driver;
+
+pub mod clock;
 pub mod event;
 
+pub mod audio;
+pub mod voice;
+
+pub mod outbox;
+
+pub mod forwarder;
+pub mod uplink;
+
+pub mod driver;
+
+pub mod agent;
+#[cfg(feature = "simulator")]
+pub mod sim;
 pub mod supervisor;

@@ -1,0 +1,222 @@
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use super::*;
+use crate::clock::ClockState;
+use crate::event::json;
+use crate::outbox::memory::{Fault, FaultyStore, MemoryStore};
+use crate::outbox::{Batch, Pair, StoreError};
+
+const ALL: PageLimit = PageLimit { records: 10_000, bytes: usize::MAX };
+/// Longer than any test takes: what waits for it waits for ever.
+const NEVER: Duration = Duration::from_secs(3600);
+const PATIENT: Settings =
+    Settings { coalesce: [Duration::ZERO, NEVER, NEVER], removal_delay: NEVER };
+
+/// Counts commits, and can hold them up.
+#[derive(Clone, Default)]
+struct Watched {
+    inner: MemoryStore,
+    commits: Arc<Mutex<usize>>,
+    gate: Arc<Mutex<()>>,
+}
+
+impl Store for Watched {
+    fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        let _gate = self.gate.lock().unwrap();
+        *self.commits.lock().unwrap() += 1;
+        self.inner.commit(batch)
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.inner.get(key)
+    }
+
+    fn range(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError> {
+        self.inner.range(from, to, limit)
+    }
+}
+
+struct Running {
+    handle: OutboxHandle,
+    stop: watch::Sender<bool>,
+    thread: JoinHandle<Result<(), OutboxError>>,
+}
+
+#[allow(clippy::disallowed_methods, reason = "the supervisor is not what is tested here")]
+fn start<S: Store + Send + 'static>(store: S, settings: Settings) -> Running {
+    let (handle, requests) = channel();
+    let (stop, stopped) = watch::channel(false);
+    let clock = Clock::new(|| ClockState::Synced);
+    let thread = std::thread::spawn(move || {
+        run(Outbox::open(store).unwrap(), requests, clock, settings, stopped)
+    });
+    Running { handle, stop, thread }
+}
+
+impl Running {
+    fn end(self) -> Result<(), OutboxError> {
+        self.stop.send_replace(true);
+        self.thread.join().unwrap()
+    }
+}
+
+fn events(lane: Lane, id: usize) -> Vec<(Lane, Event)> {
+    let text = format!(r#"{{"specversion":"1.0","id":"{id}","source":"/s","type":"t"}}"#);
+    vec![(lane, json::parse(text.as_bytes()).unwrap())]
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
+}
+
+#[test]
+fn an_alert_is_committed_at_once_and_takes_telemetry_along() {
+    let store = Watched::default();
+    let commits = store.commits.clone();
+    let running = start(store, PATIENT);
+    runtime().block_on(async {
+        let waiting = running.handle.append(events(Lane::Telemetry, 1));
+        let alert = async {
+            tokio::task::yield_now().await;
+            running.handle.append(events(Lane::Alert, 2)).await
+        };
+        let (telemetry, alert) = tokio::join!(waiting, alert);
+        assert_eq!((telemetry.unwrap()[0].sequence, alert.unwrap()[0].sequence), (1, 1));
+        assert_eq!(*running.handle.depths().borrow(), [1, 0, 1]);
+    });
+    running.end().unwrap();
+    assert_eq!(*commits.lock().unwrap(), 1);
+}
+
+#[test]
+fn what_gathers_during_a_commit_shares_the_next_one() {
+    let store = Watched::default();
+    let (commits, gate) = (store.commits.clone(), store.gate.clone());
+    let running = start(store, PATIENT);
+    runtime().block_on(async {
+        let held = gate.lock().unwrap();
+        let many = (0..QUEUED_REQUESTS).map(|id| {
+            let handle = running.handle.clone();
+            async move { handle.append(events(Lane::Alert, id)).await.unwrap()[0].sequence }
+        });
+        let mut all: Vec<_> = many.map(Box::pin).collect();
+        // Each has handed in its request once it was polled.
+        for future in &mut all {
+            assert!(futures_pending(future.as_mut()).await);
+        }
+        drop(held);
+        let mut sequences = Vec::new();
+        for future in all {
+            sequences.push(future.await);
+        }
+        sequences.sort_unstable();
+        assert_eq!(sequences, (1..=QUEUED_REQUESTS as u64).collect::<Vec<_>>());
+    });
+    running.end().unwrap();
+    assert!(*commits.lock().unwrap() <= 3, "{commits:?}");
+}
+
+/// Polls once; true if that did not finish it.
+async fn futures_pending<F: Future>(mut future: std::pin::Pin<&mut F>) -> bool {
+    std::future::poll_fn(|context| {
+        std::task::Poll::Ready(future.as_mut().poll(context).is_pending())
+    })
+    .await
+}
+
+#[test]
+fn telemetry_is_committed_after_its_coalesce_without_company() {
+    let short = Duration::from_millis(20);
+    let settings = Settings { coalesce: [Duration::ZERO, NEVER, short], ..PATIENT };
+    let running = start(MemoryStore::default(), settings);
+    let accepted = running.handle.append_blocking(events(Lane::Telemetry, 1)).unwrap();
+    assert_eq!(accepted[0].position, Position(1));
+    running.end().unwrap();
+}
+
+#[test]
+fn a_removed_record_is_in_no_page_before_its_removal_is_committed() {
+    let store = Watched::default();
+    let commits = store.commits.clone();
+    let running = start(store, PATIENT);
+    runtime().block_on(async {
+        let handle = &running.handle;
+        handle.append(events(Lane::Alert, 1)).await.unwrap();
+        handle.append(events(Lane::Alert, 2)).await.unwrap();
+        handle.remove(vec![(Lane::Alert, Position(1))]).await.unwrap();
+        let one = PageLimit { records: 1, bytes: 1 };
+        let page = handle.page(Lane::Alert, None, one).await.unwrap();
+        assert_eq!(page[0].position, Position(2));
+        assert_eq!(*commits.lock().unwrap(), 2);
+        assert_eq!(*handle.depths().borrow(), [2, 0, 0]);
+        handle.append(events(Lane::Alert, 3)).await.unwrap();
+        assert_eq!(*handle.depths().borrow(), [2, 0, 0]);
+    });
+    running.end().unwrap();
+    assert_eq!(*commits.lock().unwrap(), 3, "the removal rode along");
+}
+
+#[test]
+fn removals_are_committed_after_a_bounded_time_without_company() {
+    let settings = Settings { removal_delay: Duration::from_millis(20), ..PATIENT };
+    let running = start(MemoryStore::default(), settings);
+    runtime().block_on(async {
+        let handle = &running.handle;
+        let mut depths = handle.depths();
+        handle.append(events(Lane::Alert, 1)).await.unwrap();
+        handle.remove(vec![(Lane::Alert, Position(1))]).await.unwrap();
+        let emptied = depths.wait_for(|depths| *depths == [0; 3]);
+        tokio::time::timeout(Duration::from_secs(10), emptied).await.unwrap().unwrap();
+    });
+    running.end().unwrap();
+}
+
+#[test]
+fn what_is_queued_at_the_stop_is_committed_first() {
+    let running = start(MemoryStore::default(), PATIENT);
+    let accepted = runtime().block_on(async {
+        let waiting = running.handle.append(events(Lane::Telemetry, 1));
+        let stop = async {
+            // The answer to a page says that the writer has taken what was queued before it.
+            running.handle.page(Lane::Alert, None, ALL).await.unwrap();
+            running.stop.send_replace(true);
+        };
+        tokio::join!(waiting, stop).0
+    });
+    assert_eq!(accepted.unwrap().len(), 1);
+    let handle = running.handle.clone();
+    running.end().unwrap();
+    assert_eq!(handle.append_blocking(events(Lane::Alert, 2)), Err(OutboxError::Closed));
+}
+
+#[test]
+fn a_failed_commit_is_told_to_all_and_ends_the_writer() {
+    let mut store = FaultyStore::new(MemoryStore::default());
+    store.arm(1, Fault::Lost);
+    let running = start(store, PATIENT);
+    let told = runtime().block_on(async {
+        running.handle.append(events(Lane::Alert, 1)).await.unwrap();
+        let telemetry = running.handle.append(events(Lane::Telemetry, 2));
+        let alert = running.handle.append(events(Lane::Alert, 3));
+        tokio::join!(telemetry, alert)
+    });
+    let failed = OutboxError::Failed { cause: "injected fault".to_owned() };
+    assert_eq!(told, (Err(failed.clone()), Err(failed.clone())));
+    assert_eq!(running.thread.join().unwrap(), Err(failed));
+}
+
+#[test]
+fn a_refused_request_does_not_spoil_its_company() {
+    let running = start(MemoryStore::default(), PATIENT);
+    runtime().block_on(async {
+        let too_many = vec![events(Lane::Alert, 1).remove(0); MAX_COMMIT_EVENTS + 1];
+        let (refused, taken) = tokio::join!(
+            running.handle.append(too_many),
+            running.handle.append(events(Lane::Alert, 2))
+        );
+        assert!(matches!(refused, Err(OutboxError::BatchTooLarge { .. })));
+        assert_eq!(taken.unwrap()[0].sequence, 1);
+    });
+    running.end().unwrap();
+}

@@ -1,0 +1,275 @@
+//! The outbox's [`Store`] on sled 0.34.7, with a commit that survives a power cut.
+//!
+//! # What sled does, and what is added
+//! - Its log is written by `pwrite` and "synced" by `sync_file_range`. [`sys`] puts `fdatasync` in
+//!   the place of that call, *inside* sled's write path: sled counts a piece of its log as stable
+//!   only after the device has answered for it, however many segments a commit spans. `flush()`
+//!   then waits until all of the log up to the commit is stable. Opening proves that this is in
+//!   force in this very process, or fails.
+//! - `apply_batch` writes a manifest before the batch that holds the log position of its end; on
+//!   recovery a batch whose end is not there is left out as a whole, and so is all behind it.
+//!   (Read in `pagecache/iterator.rs` and `reservation.rs`; tested by cuts within commits of more
+//!   than a segment.) Commits of one store never overlap, since `commit` takes `&mut self`.
+//! - sled syncs neither `conf` nor any directory: done here, before the store is handed out.
+//! - A page over a quarter of a segment would become a file of its own that sled never syncs.
+//!   The outbox's values are bounded so that there is none ([`keys`](crate::outbox::keys)).
+//! - A kill or cut during opening leaves a half-written `snap.….generating`, which sled then
+//!   takes for its newest snapshot and refuses to open; a cut just after the first creation leaves
+//!   a torn `conf`. Both hold nothing that is not elsewhere and are cleared away first.
+//! - Recovery may write a synced snapshot of log pages that a killed process left unsynced in the
+//!   kernel's memory, so the log is synced before sled sees it.
+//!
+//! # Layout
+//! ```text
+//! PATH/lock     held while open; a second process is told so
+//! PATH/sled/    sled's own files: conf, db, snap.*, blobs/ (empty)
+//! ```
+//! sled has a directory of its own, so that it can be set aside or replaced as a whole.
+//!
+//! Blocking: `commit` waits for the device. Absent: a time limit on that wait, a quota, the
+//! salvage of a damaged store.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+
+use super::sys;
+use crate::outbox::{Batch, Pair, Store, StoreError};
+
+/// Bytes of a segment of sled's log. Fixed for the life of a store.
+const SEGMENT_BYTES: usize = 512 * 1024;
+/// sled's page cache; its own default is 1 GiB.
+const CACHE_BYTES: u64 = 8 * 1024 * 1024;
+/// How often sled's own thread looks for segments to reuse. Commits do not wait for it; without it
+/// the file only grows.
+const CLEAN_EVERY_MS: u64 = 500;
+
+/// The key that the self-check writes: sorts before all keys of the outbox.
+const CHECK_KEY: &[u8] = &[0];
+
+/// The store cannot be opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// A file or directory cannot be made, read or written; the operator mends that.
+    #[error("open outbox: {action} {path}: {cause}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The path.
+        path: String,
+        /// The system's answer.
+        cause: String,
+    },
+    /// Another process has it open.
+    #[error("open outbox: {path} is in use by another process: stop that one first")]
+    InUse {
+        /// The outbox's directory.
+        path: String,
+    },
+    /// sled refuses it.
+    #[error("open outbox: sled cannot read {path}: {cause}")]
+    Engine {
+        /// sled's directory.
+        path: String,
+        /// sled's reason, or its panic.
+        cause: String,
+    },
+    /// The sync of this build does not reach the device.
+    #[error(
+        "open outbox: {path}: the outbox refuses to claim durability: sled's writes do not go through fdatasync in this build"
+    )]
+    NotDurable {
+        /// sled's directory.
+        path: String,
+    },
+}
+
+/// A store on disk; see the [module](self).
+#[derive(Debug)]
+pub struct SledStore {
+    // Dropped in this order: sled flushes and closes before the lock is given up.
+    db: sled::Db,
+    path: PathBuf,
+    _lock: File,
+}
+
+impl SledStore {
+    /// Opens the store in the directory `path`, made if it is missing (its parent must be there).
+    ///
+    /// Blocks for as long as recovery takes. A panic within sled becomes an error.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let directory = path.join("sled");
+        make_directory(path)?;
+        let lock = lock(path)?;
+        make_directory(&directory)?;
+        clear_leftovers(&directory)?;
+        let database = directory.join("db");
+        if database.exists() {
+            sync_file(&database)?;
+        }
+        let db = open_sled(&directory)?;
+        let mut store = Self { db, path: directory.clone(), _lock: lock };
+        sync_file(&directory.join("conf"))?;
+        sync_directory(&directory)?;
+        sync_directory(path)?;
+        // The parent holds the entry of the outbox itself; "" is the working directory.
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        sync_directory(parent.unwrap_or(Path::new(".")))?;
+        store.prove_durability()?;
+        Ok(store)
+    }
+
+    /// Bytes of sled's files.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn size_on_disk(&self) -> Result<u64, StoreError> {
+        self.db.size_on_disk().map_err(|e| self.error("measure", &e.to_string()))
+    }
+
+    /// Writes, and sees whether a real sync came of it.
+    fn prove_durability(&mut self) -> Result<(), OpenError> {
+        let before = sys::real_syncs();
+        let mut batch = Batch::default();
+        batch.put(CHECK_KEY.to_vec(), before.to_be_bytes().to_vec());
+        self.commit(&batch).map_err(|StoreError(cause)| OpenError::Engine {
+            path: self.path.display().to_string(),
+            cause,
+        })?;
+        if sys::real_syncs() == before {
+            return Err(OpenError::NotDurable { path: self.path.display().to_string() });
+        }
+        Ok(())
+    }
+
+    fn error(&self, action: &str, cause: &str) -> StoreError {
+        StoreError(format!("{action} {}: {cause}", self.path.display()))
+    }
+
+    /// Runs a call into sled; a panic there is an error of this store.
+    fn guarded<T>(
+        &self,
+        action: &str,
+        call: impl FnOnce(&sled::Db) -> Result<T, sled::Error>,
+    ) -> Result<T, StoreError> {
+        match panic::catch_unwind(AssertUnwindSafe(|| call(&self.db))) {
+            Ok(result) => result.map_err(|e| self.error(action, &e.to_string())),
+            Err(panic) => Err(self.error(action, &panic_text(&*panic))),
+        }
+    }
+}
+
+impl Store for SledStore {
+    fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        let mut changes = sled::Batch::default();
+        for (key, change) in batch.changes() {
+            match change {
+                Some(value) => changes.insert(key, value),
+                None => changes.remove(key),
+            }
+        }
+        self.guarded("write outbox in", |db| {
+            db.apply_batch(changes)?;
+            db.flush().map(drop)
+        })
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.guarded("read outbox in", |db| Ok(db.get(key)?.map(|value| value.to_vec())))
+    }
+
+    fn range(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError> {
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        self.guarded("read outbox in", |db| {
+            let pairs = db.range(from..to).take(limit);
+            pairs.map(|pair| pair.map(|(key, value)| (key.to_vec(), value.to_vec()))).collect()
+        })
+    }
+}
+
+fn open_sled(directory: &Path) -> Result<sled::Db, OpenError> {
+    let config = sled::Config::new()
+        .path(directory)
+        .mode(sled::Mode::LowSpace)
+        .segment_size(SEGMENT_BYTES)
+        .cache_capacity(CACHE_BYTES)
+        .flush_every_ms(Some(CLEAN_EVERY_MS));
+    let path = || directory.display().to_string();
+    match panic::catch_unwind(AssertUnwindSafe(|| config.open())) {
+        Ok(Ok(db)) => Ok(db),
+        Ok(Err(error)) => Err(OpenError::Engine { path: path(), cause: error.to_string() }),
+        Err(panic) => Err(OpenError::Engine { path: path(), cause: panic_text(&*panic) }),
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("panic: {}", text.unwrap_or("of unknown kind"))
+}
+
+/// Makes the last component only: a missing parent is more likely a disk that is not mounted.
+fn make_directory(path: &Path) -> Result<(), OpenError> {
+    match fs::create_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        result => result.map_err(|e| file_error("create directory", path, &e)),
+    }
+}
+
+fn lock(path: &Path) -> Result<File, OpenError> {
+    let lock_path = path.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&lock_path);
+    let file = file.map_err(|e| file_error("open lock file", &lock_path, &e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.display().to_string() }),
+        Err(TryLockError::Error(e)) => Err(file_error("lock", &lock_path, &e)),
+    }
+}
+
+/// Removes what an opening that was cut short left behind and sled would stumble over.
+fn clear_leftovers(directory: &Path) -> Result<(), OpenError> {
+    let entries = fs::read_dir(directory).map_err(|e| file_error("read", directory, &e))?;
+    for entry in entries {
+        let path = entry.map_err(|e| file_error("read", directory, &e))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let half_snapshot = name.starts_with("snap.") && name.ends_with(".generating");
+        let torn = half_snapshot || (name == "conf" && !is_whole_conf(&path)?);
+        if torn {
+            fs::remove_file(&path).map_err(|e| file_error("remove", &path, &e))?;
+        }
+    }
+    Ok(())
+}
+
+/// sled ends `conf` with a CRC-32 of the rest, and writes it anew from our settings if it is absent.
+fn is_whole_conf(path: &Path) -> Result<bool, OpenError> {
+    let bytes = fs::read(path).map_err(|e| file_error("read", path, &e))?;
+    let Some((body, sum)) = bytes.split_last_chunk::<4>() else { return Ok(false) };
+    Ok(!body.is_empty() && crc32fast::hash(body) == u32::from_le_bytes(*sum))
+}
+
+fn sync_file(path: &Path) -> Result<(), OpenError> {
+    let file = File::options().read(true).write(true).open(path);
+    file.and_then(|file| file.sync_all()).map_err(|e| file_error("sync", path, &e))
+}
+
+fn sync_directory(path: &Path) -> Result<(), OpenError> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|e| file_error("sync", path, &e))
+}
+
+fn file_error(action: &'static str, path: &Path, error: &io::Error) -> OpenError {
+    OpenError::File { action, path: path.display().to_string(), cause: error.to_string() }
+}
+
+#[cfg(test)]
+#[path = "sled_store_tests.rs"]
+mod tests;

@@ -1,0 +1,86 @@
+//! What the kernel must be asked directly: the only module with unsafe code.
+//!
+//! - A real sync in sled's write path. sled 0.34 calls `sync_file_range` after each write of its
+//!   log and takes its return for stable storage; that call flushes neither the file's size nor
+//!   the drive's cache, as its manual says. This module defines the C symbol of that name, so that
+//!   sled, linked into the same program, calls it instead of the C library's: it does
+//!   [`fdatasync`](libc::fdatasync) and counts. [`real_syncs`] is how a program proves to itself
+//!   that this is so, since a symbol is only as good as the linker's mood
+//!   (`docs/adr/0002`).
+//! - Whether anything disciplines the wall clock.
+
+#![allow(unsafe_code, reason = "the C library is called here and nowhere else")]
+
+use std::ffi::c_int;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::clock::ClockState;
+
+static REAL_SYNCS: AtomicU64 = AtomicU64::new(0);
+
+/// How many syncs of sled's log have gone through [`sync_file_range`] here and succeeded.
+pub fn real_syncs() -> u64 {
+    // Naming the function makes the linker take this definition before it looks at the C library.
+    std::hint::black_box(sync_file_range as extern "C" fn(c_int, i64, i64, u32) -> c_int);
+    REAL_SYNCS.load(Ordering::Acquire)
+}
+
+/// The C library's function of this name, made stronger: everything written to the file so far,
+/// not only the range, and what is needed to read it back, is on stable storage when it returns.
+///
+/// Returns 0, or −1 with `errno` set by `fdatasync`: sled then fails for good, as it should.
+///
+/// Source: sync_file_range(2), fdatasync(2).
+// SAFETY: this replaces a symbol of the C library with the same signature and with more, never
+// less, of its effect; nothing in the C library itself calls it.
+#[unsafe(no_mangle)]
+pub extern "C" fn sync_file_range(fd: c_int, _offset: i64, _bytes: i64, _flags: u32) -> c_int {
+    loop {
+        // SAFETY: takes no pointer; a descriptor that is not open is answered with EBADF.
+        let result = unsafe { libc::fdatasync(fd) };
+        if result == 0 {
+            REAL_SYNCS.fetch_add(1, Ordering::Release);
+            return 0;
+        }
+        if std::io::Error::last_os_error().kind() != std::io::ErrorKind::Interrupted {
+            return result;
+        }
+    }
+}
+
+/// Whether a time source disciplines the wall clock, as the kernel sees it; for
+/// [`Clock::new`](crate::clock::Clock::new).
+///
+/// Source: adjtimex(2): `STA_UNSYNC` and `TIME_ERROR`.
+pub fn clock_state() -> ClockState {
+    // SAFETY: `timex` is plain numbers, for which zero is a value; with `modes` 0 the call only
+    // writes to the struct that it is given.
+    let (answer, status) = unsafe {
+        let mut timex: libc::timex = std::mem::zeroed();
+        (libc::adjtimex(&raw mut timex), timex.status)
+    };
+    let unsynced = answer < 0 || answer == libc::TIME_ERROR || status & libc::STA_UNSYNC != 0;
+    if unsynced { ClockState::Unsynced } else { ClockState::Synced }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn a_sync_is_counted_and_a_failed_one_is_not() {
+        let file = tempfile::tempfile().unwrap();
+        let before = real_syncs();
+        assert_eq!(sync_file_range(file.as_raw_fd(), 0, 0, 0), 0);
+        // Other tests of this program sync as well: at least ours was counted.
+        assert!(real_syncs() > before);
+        assert_eq!(sync_file_range(-1, 0, 0, 0), -1);
+    }
+
+    #[test]
+    fn the_kernel_is_asked_about_its_clock() {
+        // Both answers are right somewhere; the call must not fail.
+        assert!(["synced", "unsynced"].contains(&clock_state().as_str()));
+    }
+}

@@ -1,0 +1,58 @@
+//! The outbox: the durable queue between "this happened" and "the broker has it".
+//!
+//! # Purpose
+//! An event is **accepted** once its record is on stable storage, and from then on it is kept
+//! until it is removed by name. Whoever is told `accepted` may forget the event; this module may
+//! not.
+//!
+//! # Invariants
+//! - Nothing is reported accepted before [`Store::commit`] has returned, and that returns only
+//!   once everything in the batch is on stable storage.
+//! - A commit is whole or absent: its records, the counters they advance and the removals that
+//!   ride along are one atomic batch.
+//! - `sequence` starts at 1 and has no gap for each pair of source and lane, across restarts and
+//!   while the outbox is empty.
+//! - A position is given once in the life of a lane and only grows.
+//! - After the first commit that fails the outbox refuses everything, since what is on the disk
+//!   is unknown from then on: the process ends and opens it afresh.
+//! - Everything has a bound: events and bytes a commit, sources, bytes a page.
+//!
+//! # Terms
+//! - *lane*: priority class, drained in order. *position*: the place of a record in its lane.
+//! - *sequence*: the number that consumers see, counted for each source and lane.
+//! - *record*: an event with its lane, position, sequence and time of acceptance. *frame*: the
+//!   bytes of a record with version and checksum ([`codec`]). *part*: a bounded piece of a frame,
+//!   which is what the store holds ([`keys`]).
+//!
+//! # How it works
+//! ```text
+//! begin(now) ─► Group ── append(events) ─┐
+//!                 │  └── remove(records) ┤ staged in memory, nothing visible
+//!                 ▼                      │
+//!              commit() ── one Batch ────┴─► Store::commit ─► Vec<Accepted>
+//! ```
+//! The group is how several callers share one sync (group commit). Reading is by
+//! [`Outbox::page`], oldest first, bounded in records and bytes; the backlog is never in memory.
+//! Depths are counters in the committed state, so that opening reads a few small values however
+//! long the backlog is.
+//!
+//! `docs/outbox.md` draws the bytes and says how each claim is tested.
+//!
+//! # Deliberately absent
+//! No IO, no clock, no thread: the store is handed in ([`Store`]), so is the time. No quota, no
+//! expiry, no dead letters and no salvage of a damaged store: a record that cannot be read is an
+//! error that names it.
+
+pub mod codec;
+mod error;
+pub mod keys;
+pub mod memory;
+mod queue;
+mod store;
+
+pub use error::OutboxError;
+pub use queue::{
+    Accepted, Group, MAX_COMMIT_BYTES, MAX_COMMIT_EVENTS, MAX_SOURCE_BYTES, MAX_SOURCES, Outbox,
+    PageLimit, Position, Record, check_batch, sequence_text,
+};
+pub use store::{Batch, Pair, Store, StoreError};

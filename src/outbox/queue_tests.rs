@@ -1,0 +1,209 @@
+use super::*;
+use crate::clock::ClockState;
+use crate::outbox::memory::{Fault, FaultyStore, MemoryStore};
+
+const NOW: WallTime = WallTime { unix_ms: 1_795_000_000_000, state: ClockState::Synced };
+const ALL: PageLimit = PageLimit { records: 10_000, bytes: usize::MAX };
+
+fn event(source: &str, id: usize, data_bytes: usize) -> Event {
+    let data = "x".repeat(data_bytes);
+    let text = format!(
+        r#"{{"specversion":"1.0","id":"{id}","source":"{source}","type":"t","data":"{data}"}}"#
+    );
+    json::parse(text.as_bytes()).unwrap()
+}
+
+fn outbox() -> Outbox<MemoryStore> {
+    Outbox::open(MemoryStore::default()).unwrap()
+}
+
+fn reopen<S: Store>(outbox: Outbox<S>) -> Outbox<S> {
+    Outbox::open(outbox.into_store()).unwrap()
+}
+
+#[test]
+fn an_accepted_event_is_read_back_with_lane_and_sequence() {
+    let mut outbox = outbox();
+    let accepted = outbox.append(&[(Lane::Alert, event("/s", 1, 10))], NOW).unwrap();
+    assert_eq!(
+        accepted,
+        [Accepted { id: "1".into(), lane: Lane::Alert, sequence: 1, position: Position(1) }]
+    );
+    let page = reopen(outbox).page(Lane::Alert, None, ALL).unwrap();
+    let mut expected = event("/s", 1, 10);
+    expected.set_extension("lane", "alert".into()).unwrap();
+    expected.set_extension("sequence", "00000000000000000001".into()).unwrap();
+    assert_eq!(page.len(), 1);
+    assert_eq!(page[0].event, expected);
+    assert_eq!(page[0].accepted_ms, NOW.unix_ms);
+}
+
+#[test]
+fn a_sequence_that_the_event_brings_is_replaced() {
+    let mut outbox = outbox();
+    let mut brought = event("/s", 1, 0);
+    brought.set_extension("sequence", "77".into()).unwrap();
+    brought.set_extension("lane", "alert".into()).unwrap();
+    outbox.append(&[(Lane::Status, brought)], NOW).unwrap();
+    let page = outbox.page(Lane::Status, None, ALL).unwrap();
+    assert_eq!(page[0].event.attribute("sequence"), Some(&sequence_text(1).into()));
+    assert_eq!(page[0].event.attribute("lane"), Some(&"status".into()));
+}
+
+#[test]
+fn sequence_goes_on_after_a_restart_with_an_empty_outbox() {
+    let mut outbox = outbox();
+    let first = outbox.append(&[(Lane::Alert, event("/s", 1, 0))], NOW).unwrap();
+    outbox.remove(&[(Lane::Alert, first[0].position)], NOW).unwrap();
+    assert_eq!(outbox.depth(), [0; 3]);
+    let mut outbox = reopen(outbox);
+    let second = outbox.append(&[(Lane::Alert, event("/s", 2, 0))], NOW).unwrap();
+    assert_eq!((second[0].sequence, second[0].position), (2, Position(2)));
+}
+
+#[test]
+fn each_source_has_its_own_sequence_in_each_lane() {
+    let mut outbox = outbox();
+    let (alert, status) = (Lane::Alert, Lane::Status);
+    let of = |outbox: &mut Outbox<_>, lane, source| {
+        outbox.append(&[(lane, event(source, 0, 0))], NOW).unwrap()[0].sequence
+    };
+    let given = [(alert, "/a"), (alert, "/b"), (status, "/a"), (alert, "/a"), (status, "/a")]
+        .map(|(lane, source)| of(&mut outbox, lane, source));
+    assert_eq!(given, [1, 1, 1, 2, 2]);
+}
+
+#[test]
+fn one_refused_event_refuses_its_batch_and_uses_no_number() {
+    let mut outbox = outbox();
+    let too_large = event("/s", 2, MAX_EVENT_BYTES);
+    let batch = [(Lane::Alert, event("/s", 1, 0)), (Lane::Alert, too_large)];
+    let error = outbox.append(&batch, NOW).unwrap_err();
+    assert!(matches!(error, OutboxError::EventTooLarge { ref id, .. } if id == "2"), "{error}");
+    assert_eq!(outbox.depth(), [0; 3]);
+    let next = outbox.append(&[(Lane::Alert, event("/s", 3, 0))], NOW).unwrap();
+    assert_eq!(next[0].sequence, 1);
+}
+
+#[test]
+fn an_event_of_the_largest_size_is_taken_and_comes_back() {
+    let mut outbox = outbox();
+    let empty = json::to_vec(&event("/s", 1, 0)).len();
+    let largest = event("/s", 1, MAX_EVENT_BYTES - empty);
+    assert_eq!(json::to_vec(&largest).len(), MAX_EVENT_BYTES);
+    outbox.append(&[(Lane::Alert, largest.clone())], NOW).unwrap();
+    let page = outbox.page(Lane::Alert, None, ALL).unwrap();
+    assert_eq!(page[0].event.data(), largest.data());
+    outbox.remove(&[(Lane::Alert, page[0].position)], NOW).unwrap();
+    assert_eq!((outbox.depth(), outbox.bytes()), ([0; 3], [0; 3]));
+    assert!(outbox.into_store().len() <= 2, "state and counter stay");
+}
+
+#[test]
+fn batches_over_a_bound_are_refused() {
+    let mut outbox = outbox();
+    let many = vec![(Lane::Telemetry, event("/s", 1, 0)); MAX_COMMIT_EVENTS + 1];
+    let heavy = vec![(Lane::Telemetry, event("/s", 1, 60_000)); 18];
+    for batch in [many, heavy] {
+        let error = outbox.append(&batch, NOW).unwrap_err();
+        assert!(matches!(error, OutboxError::BatchTooLarge { .. }), "{error}");
+    }
+    let long = event(&format!("/{}", "s".repeat(MAX_SOURCE_BYTES)), 1, 0);
+    let error = outbox.append(&[(Lane::Alert, long)], NOW).unwrap_err();
+    assert!(matches!(error, OutboxError::SourceTooLong { .. }), "{error}");
+}
+
+#[test]
+fn sources_are_bounded_and_known_ones_go_on() {
+    let mut outbox = outbox();
+    for chunk in (0..MAX_SOURCES).collect::<Vec<_>>().chunks(MAX_COMMIT_EVENTS) {
+        let batch: Vec<_> =
+            chunk.iter().map(|i| (Lane::Telemetry, event(&format!("/{i}"), *i, 0))).collect();
+        outbox.append(&batch, NOW).unwrap();
+    }
+    let mut outbox = reopen(outbox);
+    let error = outbox.append(&[(Lane::Alert, event("/new", 1, 0))], NOW).unwrap_err();
+    assert!(matches!(error, OutboxError::TooManySources { .. }), "{error}");
+    let known = outbox.append(&[(Lane::Telemetry, event("/7", 1, 0))], NOW).unwrap();
+    assert_eq!(known[0].sequence, 2);
+}
+
+#[test]
+fn a_full_group_stays_as_it_was_and_is_committed() {
+    let mut outbox = outbox();
+    let mut group = outbox.begin(NOW).unwrap();
+    let batch = vec![(Lane::Status, event("/s", 1, 0)); 200];
+    assert_eq!(group.append(&batch).unwrap(), 0..200);
+    assert_eq!(group.append(&batch).unwrap_err(), OutboxError::GroupFull);
+    assert_eq!(group.commit().unwrap().len(), 200);
+    assert_eq!(outbox.depth(), [0, 200, 0]);
+}
+
+#[test]
+fn appends_and_removals_ride_in_one_commit() {
+    let mut outbox = outbox();
+    let old = outbox.append(&[(Lane::Alert, event("/s", 1, 0))], NOW).unwrap();
+    let mut group = outbox.begin(NOW).unwrap();
+    group.append(&[(Lane::Alert, event("/s", 2, 0))]).unwrap();
+    group.remove(&[(Lane::Alert, old[0].position); 2]).unwrap();
+    group.commit().unwrap();
+    let page = outbox.page(Lane::Alert, None, ALL).unwrap();
+    assert_eq!(page.iter().map(|r| r.event.id()).collect::<Vec<_>>(), ["2"]);
+    assert_eq!(outbox.depth(), [1, 0, 0]);
+}
+
+#[test]
+fn pages_are_bounded_and_go_on_where_the_last_ended() {
+    let mut outbox = outbox();
+    for id in 0..50 {
+        outbox.append(&[(Lane::Telemetry, event("/s", id, 5000))], NOW).unwrap();
+    }
+    let mut seen = Vec::new();
+    let mut after = None;
+    loop {
+        let limit = PageLimit { records: 7, bytes: 12_000 };
+        let page = outbox.page(Lane::Telemetry, after, limit).unwrap();
+        assert!(page.len() <= 2, "12,000 bytes hold two records of 5,000");
+        let Some(last) = page.last() else { break };
+        after = Some(last.position);
+        seen.extend(page.iter().map(|r| r.sequence));
+    }
+    assert_eq!(seen, (1..=50).collect::<Vec<_>>());
+    let tiny = PageLimit { records: 5, bytes: 1 };
+    assert_eq!(outbox.page(Lane::Telemetry, None, tiny).unwrap().len(), 1);
+    assert_eq!(outbox.page(Lane::Telemetry, Some(Position(u64::MAX)), ALL).unwrap(), []);
+    assert_eq!(outbox.page(Lane::Alert, None, ALL).unwrap(), []);
+}
+
+#[test]
+fn after_a_failed_commit_everything_is_refused_with_the_same_error() {
+    let mut outbox = Outbox::open(FaultyStore::new(MemoryStore::default())).unwrap();
+    outbox.append(&[(Lane::Alert, event("/s", 1, 0))], NOW).unwrap();
+    outbox.store_mut().arm(0, Fault::Lost);
+    let first = outbox.append(&[(Lane::Alert, event("/s", 2, 0))], NOW).unwrap_err();
+    let again = outbox.append(&[(Lane::Alert, event("/s", 3, 0))], NOW).unwrap_err();
+    let removal = outbox.remove(&[(Lane::Alert, Position(1))], NOW).unwrap_err();
+    assert!(matches!(first, OutboxError::Failed { .. }));
+    assert_eq!((&first, &first), (&again, &removal));
+}
+
+#[test]
+fn a_rotten_record_is_named() {
+    let mut outbox = outbox();
+    outbox.append(&[(Lane::Alert, event("/s", 1, 0))], NOW).unwrap();
+    assert!(outbox.store_mut().flip_byte(&keys::part(Lane::Alert, Position(1), 0), 40));
+    let error = outbox.page(Lane::Alert, None, ALL).unwrap_err();
+    assert_eq!(error.to_string(), "outbox record alert/1 is damaged: the checksum does not hold");
+}
+
+#[test]
+fn records_without_their_state_are_noticed_at_opening() {
+    let mut outbox = outbox();
+    outbox.append(&[(Lane::Alert, event("/s", 1, 0))], NOW).unwrap();
+    let mut store = outbox.into_store();
+    let mut batch = Batch::default();
+    batch.delete(keys::STATE.to_vec());
+    store.commit(&batch).unwrap();
+    let error = Outbox::open(store).unwrap_err();
+    assert!(matches!(error, OutboxError::StateDamaged { .. }), "{error}");
+}

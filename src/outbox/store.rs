@@ -1,0 +1,63 @@
+//! The seam to the disk: what the outbox needs of a storage engine, and nothing beyond it.
+
+use std::collections::BTreeMap;
+
+/// The engine failed. The text says what and where.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct StoreError(pub String);
+
+/// A key and its value.
+pub type Pair = (Vec<u8>, Vec<u8>);
+
+/// Changes that are made all together or not at all. The last change of a key counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+}
+
+impl Batch {
+    /// Sets `key` to `value`.
+    pub fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.changes.insert(key, Some(value));
+    }
+
+    /// Removes `key`; that it is absent is no error.
+    pub fn delete(&mut self, key: Vec<u8>) {
+        self.changes.insert(key, None);
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// The changes by key: a value to set, or `None` to remove.
+    pub fn changes(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+        self.changes.iter().map(|(key, value)| (key.as_slice(), value.as_deref()))
+    }
+}
+
+/// An ordered map from bytes to bytes with an atomic, durable write.
+///
+/// Keys are under 1.1 KiB and values under 4 KiB (see [`super::keys`]); one writer at a time.
+pub trait Store {
+    /// Makes all changes or none, and returns only once they are on stable storage: a sync that
+    /// the device has answered, for every byte of the batch.
+    ///
+    /// # Errors
+    /// Whether the changes are made is unknown; the caller must not go on with this store.
+    fn commit(&mut self, batch: &Batch) -> Result<(), StoreError>;
+
+    /// The value of `key`.
+    ///
+    /// # Errors
+    /// The engine cannot read it.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// The first `limit` pairs with `from <= key < to`, by key.
+    ///
+    /// # Errors
+    /// The engine cannot read them.
+    fn range(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError>;
+}
