@@ -84,7 +84,10 @@ pub(super) fn decode(
 ) -> Result<Option<Incoming>, String> {
     let Some((header, remaining)) = frame(rx)? else { return Ok(None) };
     if header + remaining > max_bytes {
-        return Err(format!("packet of {} bytes is over our limit of {max_bytes}", header + remaining));
+        return Err(format!(
+            "packet of {} bytes is over our limit of {max_bytes}",
+            header + remaining
+        ));
     }
     if rx.len() < header + remaining {
         rx.reserve(header + remaining - rx.len());
@@ -159,9 +162,7 @@ fn decode_v4(kind: u8, mut frame: BytesMut) -> Result<Incoming, String> {
     let all = frame.len();
     let packet = v4::Packet::read(&mut frame, all).map_err(|e| broken(kind, &e))?;
     Ok(match packet {
-        v4::Packet::PubAck(ack) => {
-            Incoming::PubAck { packet_id: ack.pkid, code: 0, text: None }
-        }
+        v4::Packet::PubAck(ack) => Incoming::PubAck { packet_id: ack.pkid, code: 0, text: None },
         _ => Incoming::Unexpected(kind_name(kind)),
     })
 }
@@ -189,8 +190,21 @@ fn broken(kind: u8, error: &dyn std::error::Error) -> String {
 
 fn kind_name(kind: u8) -> &'static str {
     const NAMES: [&str; 16] = [
-        "packet type 0", "CONNECT", "CONNACK", "PUBLISH", "PUBACK", "PUBREC", "PUBREL", "PUBCOMP",
-        "SUBSCRIBE", "SUBACK", "UNSUBSCRIBE", "UNSUBACK", "PINGREQ", "PINGRESP", "DISCONNECT",
+        "packet type 0",
+        "CONNECT",
+        "CONNACK",
+        "PUBLISH",
+        "PUBACK",
+        "PUBREC",
+        "PUBREL",
+        "PUBCOMP",
+        "SUBSCRIBE",
+        "SUBACK",
+        "UNSUBSCRIBE",
+        "UNSUBACK",
+        "PINGREQ",
+        "PINGRESP",
+        "DISCONNECT",
         "AUTH",
     ];
     NAMES[usize::from(kind & 15)]
@@ -233,7 +247,9 @@ fn connack_v5(ack: v5::ConnAck) -> Result<ConnAck, String> {
         Code::UseAnotherServer => 0x9c,
         Code::ServerMoved => 0x9d,
         Code::ConnectionRateExceeded => 0x9f,
-        other => return Ok(ConnAck::Refused(told(&format!("{other:?}: see the broker's log"), text))),
+        other => {
+            return Ok(ConnAck::Refused(told(&format!("{other:?}: see the broker's log"), text)));
+        }
     };
     Ok(ConnAck::Refused(refusal_text(reason, text)))
 }
@@ -304,7 +320,9 @@ pub(super) fn disconnect_text(code: u8, text: Option<&str>) -> String {
         0x89 => "broker busy",
         0x8b => "broker shutting down",
         0x8d => "broker heard nothing from us for too long",
-        0x8e => "session taken over: another client connected with our client id; give each device its own",
+        0x8e => {
+            "session taken over: another client connected with our client id; give each device its own"
+        }
         0x93 => "receive maximum exceeded",
         0x95 => "packet too large",
         0x97 => "quota exceeded",

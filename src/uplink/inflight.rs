@@ -46,12 +46,7 @@ impl InFlight {
     }
 
     pub(super) fn push(&mut self, outgoing: Outgoing) {
-        self.entries.push_back(Entry {
-            outgoing,
-            packet_id: 0,
-            attempted: false,
-            repeated: false,
-        });
+        self.entries.push_back(Entry { outgoing, packet_id: 0, attempted: false, repeated: false });
     }
 
     /// The next entry to send.

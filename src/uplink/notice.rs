@@ -91,7 +91,9 @@ pub enum Notice {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Over the broker's Maximum Packet Size or ours; it was never sent.
-    #[error("packet of {bytes} bytes is over the limit of {limit}: make the event smaller or raise the broker's packet limit")]
+    #[error(
+        "packet of {bytes} bytes is over the limit of {limit}: make the event smaller or raise the broker's packet limit"
+    )]
     TooLarge {
         /// The packet with its header.
         bytes: usize,

@@ -405,9 +405,8 @@ impl Session {
                         self.notices.push_back(change);
                         self.end(CloseReason::Refused(reason), None);
                     }
-                    None => self.connection_refused(format!(
-                        "{reason}: set [uplink] protocol = \"auto\""
-                    )),
+                    None => self
+                        .connection_refused(format!("{reason}: set [uplink] protocol = \"auto\"")),
                 }
             }
         }
@@ -425,7 +424,8 @@ impl Session {
             None | Some(0) => ours,
             Some(seconds) => ours.min(Duration::from_secs(seconds.into())),
         };
-        let limit = accepted.max_packet_bytes.unwrap_or(u32::MAX).min(self.settings.max_packet_bytes);
+        let limit =
+            accepted.max_packet_bytes.unwrap_or(u32::MAX).min(self.settings.max_packet_bytes);
         self.state = State::Active(Link {
             keepalive,
             receive_maximum: accepted.receive_maximum.into(),

@@ -14,7 +14,10 @@ use bytes::Bytes;
 use super::{Outgoing, Presence, Settings};
 
 /// The virtual time at which every test begins.
-#[allow(clippy::disallowed_methods, reason = "an `Instant` can be had in no other way; only its differences count")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "an `Instant` can be had in no other way; only its differences count"
+)]
 fn epoch() -> Instant {
     Instant::now()
 }

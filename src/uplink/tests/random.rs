@@ -70,6 +70,7 @@ struct Log {
     due_with_dup: BTreeSet<u64>,
     sent_here: Vec<u64>,
     births_here: usize,
+    birth_id: u16,
     /// Publishes that the broker holds unacknowledged: packet id and token (none for presence).
     unacknowledged: Vec<(u16, Option<u64>)>,
     /// Tokens for which the broker wrote a PUBACK on this connection.
@@ -146,6 +147,7 @@ impl World {
                 let open = |id| self.log.unacknowledged.iter().any(|(open, _)| *open == id);
                 if let Some(id) = ids.get(which % ids.len().max(1)).copied().filter(|id| !open(*id))
                     && !self.log.ids.values().any(|used| *used == id)
+                    && self.log.birth_id != id
                 {
                     self.down.extend_from_slice(&peer::puback(self.shape.version, id, 0));
                 }
@@ -217,7 +219,8 @@ impl World {
             match seen {
                 Seen::Connect(connect) => {
                     assert!(!connect.clean);
-                    let grants = Grants { receive_max: self.shape.receive_max, ..Grants::default() };
+                    let grants =
+                        Grants { receive_max: self.shape.receive_max, ..Grants::default() };
                     let version = self.broker.version();
                     let connack = peer::connack(version, self.broker_has_session, grants);
                     self.down.extend_from_slice(&connack);
@@ -312,6 +315,7 @@ impl Log {
         let Some(token) = p.token() else {
             assert_eq!(&p.payload[..], b"online");
             self.births_here += 1;
+            self.birth_id = p.packet_id;
             assert_eq!(self.births_here, 1, "one birth a connection");
             assert!(!self.ids.values().any(|id| *id == p.packet_id), "birth shares an id");
             return;
