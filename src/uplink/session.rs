@@ -69,6 +69,7 @@ pub struct Session {
     counters: Counters,
     retry_at_once: bool,
     closed: bool,
+    last_close: Option<CloseReason>,
 }
 
 impl Session {
@@ -91,6 +92,7 @@ impl Session {
             counters: Counters::default(),
             retry_at_once: false,
             closed: false,
+            last_close: None,
         })
     }
 
@@ -126,6 +128,16 @@ impl Session {
         self.closed && matches!(self.state, State::Idle | State::Ended)
     }
 
+    /// Why the last connection ended.
+    pub fn last_close(&self) -> Option<&CloseReason> {
+        self.last_close.as_ref()
+    }
+
+    /// Whether [`Session::close`] was asked for.
+    pub fn closing(&self) -> bool {
+        self.closed
+    }
+
     /// Whether the next attempt should not wait, because the broker has just refused the version of
     /// MQTT and another is left. Asking resets it.
     pub fn take_retry_at_once(&mut self) -> bool {
@@ -156,11 +168,9 @@ impl Session {
             State::Ended => {}
             State::Connecting { .. } => {
                 self.unanswered();
-                self.notices.push_back(Notice::Closed { reason: CloseReason::Lost(cause.into()) });
+                self.end(CloseReason::Lost(cause.into()), None);
             }
-            State::Active(_) => {
-                self.notices.push_back(Notice::Closed { reason: CloseReason::Lost(cause.into()) });
-            }
+            State::Active(_) => self.end(CloseReason::Lost(cause.into()), None),
         }
         self.state = State::Idle;
         self.control.clear();
@@ -515,6 +525,7 @@ impl Session {
             codec::disconnect(self.negotiation.current(), code, &mut self.control);
         }
         self.state = State::Ended;
+        self.last_close = Some(reason.clone());
         self.notices.push_back(Notice::Closed { reason });
     }
 }
