@@ -1,5 +1,14 @@
 //! What touches the world: disk, sound card, sockets, kernel, service manager.
 
+pub mod audio_file;
+pub mod audio_stream;
+pub mod host;
+pub mod ingest;
+pub mod microphone;
+pub mod models;
+pub mod net;
 pub mod outbox_writer;
 pub mod sled_store;
 pub mod sys;
+pub mod uplink;
+pub mod wav_source;

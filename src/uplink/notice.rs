@@ -1,0 +1,185 @@
+//! What goes into a session and what it says: publishes, notices, counters.
+//!
+//! A [`Notice`] is the uplink's own word for what happened. It is not called an event: an *event*
+//! in this program is the CloudEvent of `crate::event`, the thing that is carried.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::Version;
+
+/// One publish, QoS 1, not retained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outgoing {
+    /// The caller's number for it; comes back in every [`Notice`] about it.
+    pub token: u64,
+    /// The topic name, no wildcards.
+    pub topic: Arc<str>,
+    /// The payload, sent as it is.
+    pub payload: Bytes,
+    /// MQTT 5 Content Type; 3.1.1 has no place for it.
+    pub content_type: Option<Arc<str>>,
+}
+
+/// What happened, in the order in which it happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// The broker accepted us; publishes flow.
+    Connected {
+        /// The MQTT that is spoken.
+        protocol: Version,
+        /// The broker had kept our session.
+        session_present: bool,
+    },
+    /// The broker does not (seem to) speak the MQTT we tried; the next attempt uses another.
+    ProtocolChanged {
+        /// The MQTT of the next attempt.
+        to: Version,
+        /// What made us change.
+        reason: String,
+    },
+    /// The publish went into the send buffer.
+    Published {
+        /// Of the [`Outgoing`].
+        token: u64,
+        /// It had gone there before: on an earlier connection.
+        resent: bool,
+    },
+    /// The broker's PUBACK for this very publish came. It is the broker's now.
+    Acknowledged {
+        /// Of the [`Outgoing`].
+        token: u64,
+        /// MQTT 5 reason 0x10: nobody subscribes to the topic, the message went nowhere.
+        no_subscribers: bool,
+    },
+    /// Not delivered, and the slot is free again: the record stays, its owner decides.
+    Refused {
+        /// Of the [`Outgoing`].
+        token: u64,
+        /// Why.
+        reason: Refusal,
+    },
+    /// The broker refused birth or offline message (MQTT 5): its ACL lacks the presence topic.
+    PresenceRefused {
+        /// Why.
+        reason: Refusal,
+    },
+    /// The broker answered CONNECT with a refusal; one line that says what to do.
+    ConnectionRefused {
+        /// What is wrong and what to do about it.
+        reason: String,
+    },
+    /// The connection ended. What was in flight stays in flight.
+    Closed {
+        /// Why.
+        reason: CloseReason,
+    },
+    /// The driver waits before it connects again.
+    Retrying {
+        /// Attempts in a row that brought no session, this one included.
+        attempt: u32,
+        /// How long it waits.
+        delay: Duration,
+        /// The whole story in one line, for people.
+        message: String,
+    },
+}
+
+/// Why a publish was not delivered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Over the broker's Maximum Packet Size or ours; it was never sent.
+    #[error(
+        "packet of {bytes} bytes is over the limit of {limit}: make the event smaller or raise the broker's packet limit"
+    )]
+    TooLarge {
+        /// The packet with its header.
+        bytes: usize,
+        /// What is allowed on this connection.
+        limit: usize,
+    },
+    /// Empty, over 65535 bytes, or with a wildcard or NUL; it was never sent.
+    #[error("not a topic name to publish to: it needs 1 to 65535 bytes, no `+`, no `#`, no NUL")]
+    InvalidTopic,
+    /// A Content Type over 65535 bytes; it was never sent.
+    #[error("content type is over 65535 bytes")]
+    InvalidContentType,
+    /// A negative PUBACK (MQTT 5 §3.4.2.1).
+    #[error("broker refused the publish: {text} (0x{code:02x})")]
+    Broker {
+        /// The reason code.
+        code: u8,
+        /// What it means, with the broker's own words where it gave some.
+        text: String,
+    },
+}
+
+/// Why a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CloseReason {
+    /// [`super::Session::close`] was asked for and is done.
+    #[error("closed in good order")]
+    Orderly,
+    /// The transport broke.
+    #[error("connection lost: {0}")]
+    Lost(String),
+    /// CONNACK said no; the text is that of [`Notice::ConnectionRefused`].
+    #[error("broker refused the session: {0}")]
+    Refused(String),
+    /// The transport was there, the broker did not answer.
+    #[error("no CONNACK within {0:?}: is that port an MQTT broker's?")]
+    ConnackTimeout(Duration),
+    /// Nothing was heard for two keepalives, PINGREQ included.
+    #[error("nothing heard from the broker for {0:?}")]
+    Silent(Duration),
+    /// The broker sent what MQTT does not allow.
+    #[error("broker broke the protocol: {0}")]
+    Protocol(String),
+    /// The broker said DISCONNECT (MQTT 5).
+    #[error("broker ended the session: {0}")]
+    ByBroker(String),
+}
+
+/// Why [`super::Session::publish`] did not take a publish; it is handed back.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// There is no session; wait for [`Notice::Connected`].
+    #[error("not connected")]
+    NotConnected(Outgoing),
+    /// The window is full; wait for [`super::Session::free_slots`].
+    #[error("in-flight window is full")]
+    WindowFull(Outgoing),
+}
+
+/// Totals since the session was made. They only grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// CONNACKs that accepted us.
+    pub connects: u64,
+    /// CONNACKs that refused us.
+    pub connects_refused: u64,
+    /// Connections on which the broker had forgotten our session while publishes were in flight.
+    pub sessions_lost: u64,
+    /// Publishes sent for the first time.
+    pub published: u64,
+    /// Publishes sent again after a reconnect.
+    pub resent: u64,
+    /// Publishes acknowledged.
+    pub acknowledged: u64,
+    /// Of these: nobody subscribed (MQTT 5 reason 0x10).
+    pub no_subscribers: u64,
+    /// Publishes refused, by the broker or by a limit.
+    pub refused: u64,
+    /// PUBACKs for nothing that this connection has in flight: duplicate, late or invented.
+    pub pubacks_ignored: u64,
+    /// Publishes from the broker, ignored since nothing is subscribed.
+    pub publishes_ignored: u64,
+    /// PINGREQs sent.
+    pub pings: u64,
+    /// Connections ended because the broker broke the protocol.
+    pub protocol_errors: u64,
+    /// Connections ended by silence: no CONNACK, or nothing heard for two keepalives.
+    pub silences: u64,
+}

@@ -1,0 +1,531 @@
+//! The session itself: one connection after another, one window through all of them.
+//!
+//! ```text
+//!          handle_connected          CONNACK                 close
+//!   Idle ──────────────────▶ Connecting ─────▶ Active ──────────────▶ Draining
+//!    ▲                           │               │                       │
+//!    │ handle_disconnected       ▼ refusal,      ▼ silence, broken       ▼ all acknowledged
+//!    └───────────────────────── Ended ◀──────────┴── protocol ───────────┘ or deadline
+//! ```
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut, BytesMut};
+
+use super::codec::{self, Accepted, ConnAck, Header, Incoming};
+use super::inflight::{InFlight, PacketIds};
+use super::negotiate::Negotiation;
+use super::presence::{Kind, PresenceState};
+use super::{
+    CloseReason, Counters, Notice, Outgoing, PublishError, Refusal, Settings, SettingsError,
+    Version,
+};
+
+/// No further publish is encoded while this many bytes wait to be written. It bounds what stands
+/// before an alert that comes next: an alert handed in is behind these bytes and one packet.
+pub const SEND_MARK: usize = 8 * 1024;
+
+/// Ends a connection that broke the protocol (MQTT 5 §3.14.2.1).
+const PROTOCOL_ERROR: u8 = 0x82;
+/// Ends a connection in order, but has the broker publish the will.
+const WITH_WILL: u8 = 0x04;
+
+/// A connection that CONNACK has opened.
+#[derive(Debug)]
+struct Link {
+    keepalive: Duration,
+    receive_maximum: usize,
+    /// The largest packet that may be sent.
+    limit: usize,
+    last_sent: Instant,
+    last_heard: Instant,
+    /// Set by `close`: until when PUBACKs are waited for.
+    draining: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum State {
+    Idle,
+    Connecting { deadline: Instant },
+    Active(Link),
+    Ended,
+}
+
+/// An MQTT session over whatever transport the caller has; the module's documentation says how to
+/// drive it. Synchronous, never blocks; memory is bounded by the window and one packet.
+#[derive(Debug)]
+pub struct Session {
+    settings: Settings,
+    negotiation: Negotiation,
+    state: State,
+    inflight: InFlight,
+    presence: PresenceState,
+    ids: PacketIds,
+    /// Small packets that go out before any publish.
+    control: BytesMut,
+    rx: BytesMut,
+    notices: VecDeque<Notice>,
+    counters: Counters,
+    retry_at_once: bool,
+    closed: bool,
+    last_close: Option<CloseReason>,
+}
+
+impl Session {
+    /// A session that has not connected yet.
+    ///
+    /// # Errors
+    /// A setting that MQTT cannot carry.
+    pub fn new(settings: Settings) -> Result<Self, SettingsError> {
+        settings.validate()?;
+        Ok(Self {
+            negotiation: Negotiation::new(settings.protocol),
+            settings,
+            state: State::Idle,
+            inflight: InFlight::default(),
+            presence: PresenceState::default(),
+            ids: PacketIds::default(),
+            control: BytesMut::new(),
+            rx: BytesMut::new(),
+            notices: VecDeque::new(),
+            counters: Counters::default(),
+            retry_at_once: false,
+            closed: false,
+            last_close: None,
+        })
+    }
+
+    /// Totals since the session was made.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Publishes handed in and not yet acknowledged.
+    pub fn in_flight(&self) -> usize {
+        self.inflight.len()
+    }
+
+    /// How many publishes [`Session::publish`] takes now.
+    pub fn free_slots(&self) -> usize {
+        match &self.state {
+            State::Active(link) if link.draining.is_none() => {
+                let window = usize::from(self.settings.window).min(link.receive_maximum);
+                window.saturating_sub(self.inflight.len())
+            }
+            _ => 0,
+        }
+    }
+
+    /// Whether this connection is over: write what [`Session::poll_transmit`] still gives, close
+    /// the transport, call [`Session::handle_disconnected`].
+    pub fn ended(&self) -> bool {
+        matches!(self.state, State::Ended)
+    }
+
+    /// Whether [`Session::close`] is done: no further connection is wanted.
+    pub fn finished(&self) -> bool {
+        self.closed && matches!(self.state, State::Idle | State::Ended)
+    }
+
+    /// Why the last connection ended.
+    pub fn last_close(&self) -> Option<&CloseReason> {
+        self.last_close.as_ref()
+    }
+
+    /// Whether [`Session::close`] was asked for.
+    pub fn closing(&self) -> bool {
+        self.closed
+    }
+
+    /// Whether the next attempt should not wait, because the broker has just refused the version of
+    /// MQTT and another is left. Asking resets it.
+    pub fn take_retry_at_once(&mut self) -> bool {
+        std::mem::take(&mut self.retry_at_once)
+    }
+
+    /// There is a transport: says CONNECT.
+    pub fn handle_connected(&mut self, now: Instant) {
+        debug_assert!(matches!(self.state, State::Idle), "connected twice");
+        self.rx.clear();
+        self.control.clear();
+        if self.closed {
+            self.state = State::Ended;
+            return;
+        }
+        let version = self.negotiation.begin();
+        self.state = State::Connecting { deadline: now + self.settings.connack_timeout };
+        if let Err(error) = codec::connect(version, &self.settings, &mut self.control) {
+            // Settings were validated: only a codec that changed can get here.
+            self.end(CloseReason::Protocol(format!("cannot write CONNECT: {error}")), None);
+        }
+    }
+
+    /// The transport is gone, for the reason given. Also called after [`Session::ended`].
+    pub fn handle_disconnected(&mut self, _now: Instant, cause: &str) {
+        match self.state {
+            State::Idle => return,
+            State::Ended => {}
+            State::Connecting { .. } => {
+                self.unanswered();
+                self.end(CloseReason::Lost(cause.into()), None);
+            }
+            State::Active(_) => self.end(CloseReason::Lost(cause.into()), None),
+        }
+        self.state = State::Idle;
+        self.control.clear();
+        self.rx.clear();
+    }
+
+    /// Bytes from the broker, cut anywhere.
+    pub fn handle_bytes(&mut self, now: Instant, bytes: &[u8]) {
+        if matches!(self.state, State::Idle | State::Ended) {
+            return;
+        }
+        self.rx.extend_from_slice(bytes);
+        let max_bytes = self.settings.max_packet_bytes as usize;
+        while !self.ended() {
+            match codec::decode(self.negotiation.current(), &mut self.rx, max_bytes) {
+                Ok(Some(packet)) => self.handle_packet(now, packet),
+                Ok(None) => return,
+                Err(what) => self.protocol_error(what),
+            }
+        }
+    }
+
+    /// When [`Session::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match &self.state {
+            State::Idle | State::Ended => None,
+            State::Connecting { deadline } => Some(*deadline),
+            State::Active(link) => {
+                let ping = link.last_sent + link.keepalive;
+                let silent = link.last_heard + 2 * link.keepalive;
+                Some(ping.min(silent).min(link.draining.unwrap_or(silent)))
+            }
+        }
+    }
+
+    /// Does what is due by `now`; harmless when nothing is.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        match &mut self.state {
+            State::Idle | State::Ended => {}
+            State::Connecting { deadline } if now >= *deadline => {
+                self.counters.silences += 1;
+                self.unanswered();
+                self.end(CloseReason::ConnackTimeout(self.settings.connack_timeout), None);
+            }
+            State::Connecting { .. } => {}
+            State::Active(link) => {
+                if link.draining.is_some_and(|deadline| now >= deadline) {
+                    return self.drained();
+                }
+                let silence = now.saturating_duration_since(link.last_heard);
+                if silence >= 2 * link.keepalive {
+                    self.counters.silences += 1;
+                    return self.end(CloseReason::Silent(silence), None);
+                }
+                if now >= link.last_sent + link.keepalive {
+                    // Marked as sent here, not when the bytes are taken: a writer that is stuck
+                    // must not make us ask again and again.
+                    link.last_sent = now;
+                    self.counters.pings += 1;
+                    codec::pingreq(&mut self.control);
+                }
+            }
+        }
+    }
+
+    /// Appends what is to be sent to `out`, publishes only up to [`SEND_MARK`]. What is appended
+    /// counts as sent.
+    pub fn poll_transmit(&mut self, now: Instant, out: &mut BytesMut) {
+        let before = out.len();
+        out.put(self.control.split());
+        if matches!(self.state, State::Active(_)) {
+            self.send_presence(out);
+            self.send_publishes(out);
+        }
+        if let State::Active(link) = &mut self.state
+            && out.len() > before
+        {
+            link.last_sent = now;
+        }
+    }
+
+    /// What happened since the last call, oldest first.
+    pub fn poll_notice(&mut self) -> Option<Notice> {
+        self.notices.pop_front()
+    }
+
+    /// How many notices wait; the driver stops reading while there are many.
+    pub fn waiting_notices(&self) -> usize {
+        self.notices.len()
+    }
+
+    /// Takes a publish into the window.
+    ///
+    /// # Errors
+    /// The publish comes back when there is no session or no free slot.
+    pub fn publish(&mut self, outgoing: Outgoing) -> Result<(), PublishError> {
+        let State::Active(_) = self.state else {
+            return Err(PublishError::NotConnected(outgoing));
+        };
+        if self.free_slots() == 0 {
+            return Err(PublishError::WindowFull(outgoing));
+        }
+        self.inflight.push(outgoing);
+        Ok(())
+    }
+
+    /// Ends the session in good order: offline message, the PUBACKs that are still due, DISCONNECT;
+    /// at most [`Settings::drain_timeout`]. No later connection is made.
+    pub fn close(&mut self, now: Instant) {
+        if std::mem::replace(&mut self.closed, true) {
+            return;
+        }
+        match &mut self.state {
+            State::Idle | State::Ended => {}
+            State::Connecting { .. } => self.end(CloseReason::Orderly, Some(0)),
+            State::Active(link) => {
+                link.draining = Some(now + self.settings.drain_timeout);
+                let id = self.fresh_id();
+                self.presence.going_offline(id);
+            }
+        }
+    }
+
+    fn fresh_id(&mut self) -> u16 {
+        let (inflight, presence) = (&self.inflight, &self.presence);
+        self.ids.next(|id| inflight.uses(id) || presence.uses(id))
+    }
+
+    /// Whether Receive Maximum lets one more publish onto the wire.
+    fn may_send(&self) -> bool {
+        let State::Active(link) = &self.state else { return false };
+        self.inflight.unacknowledged() + self.presence.unacknowledged() < link.receive_maximum
+    }
+
+    fn send_limit(&self) -> usize {
+        match &self.state {
+            State::Active(link) => link.limit,
+            _ => 0,
+        }
+    }
+
+    fn send_presence(&mut self, out: &mut BytesMut) {
+        while self.may_send() {
+            let Some((kind, packet_id, dup)) = self.presence.take_next() else { return };
+            let presence = &self.settings.presence;
+            let message = Outgoing {
+                token: 0,
+                topic: presence.topic.clone(),
+                payload: match kind {
+                    Kind::Birth => presence.birth.clone(),
+                    Kind::Offline => presence.will.clone(),
+                },
+                content_type: None,
+            };
+            let header = Header { packet_id, dup, retain: true };
+            let version = self.negotiation.current();
+            let sent = codec::publish_packet(version, header, &message, self.send_limit(), out);
+            if let Err(reason) = sent {
+                self.presence.acknowledge(packet_id);
+                self.notices.push_back(Notice::PresenceRefused { reason });
+                self.check_drained();
+            }
+        }
+    }
+
+    fn send_publishes(&mut self, out: &mut BytesMut) {
+        let draining = matches!(&self.state, State::Active(link) if link.draining.is_some());
+        while !draining && out.len() < SEND_MARK && self.may_send() {
+            let Some(entry) = self.inflight.next() else { return };
+            let (token, dup, resent) = (entry.outgoing.token, entry.attempted, entry.repeated);
+            let known_id = entry.packet_id;
+            let packet_id = if known_id == 0 { self.fresh_id() } else { known_id };
+            let header = Header { packet_id, dup, retain: false };
+            let (version, limit) = (self.negotiation.current(), self.send_limit());
+            let Some(entry) = self.inflight.next() else { return };
+            match codec::publish_packet(version, header, &entry.outgoing, limit, out) {
+                Ok(()) => {
+                    self.inflight.mark_sent(packet_id);
+                    let counter = match resent {
+                        true => &mut self.counters.resent,
+                        false => &mut self.counters.published,
+                    };
+                    *counter += 1;
+                    self.notices.push_back(Notice::Published { token, resent });
+                }
+                Err(reason) => {
+                    self.inflight.take_next();
+                    self.refused(token, reason);
+                }
+            }
+        }
+    }
+
+    fn handle_packet(&mut self, now: Instant, packet: Incoming) {
+        match (&mut self.state, packet) {
+            (State::Connecting { .. }, Incoming::ConnAck(answer)) => self.connack(now, answer),
+            (State::Active(link), packet) => {
+                link.last_heard = now;
+                self.handle_active(packet);
+            }
+            (_, packet) => self.protocol_error(format!("{packet:?} before CONNACK")),
+        }
+    }
+
+    fn handle_active(&mut self, packet: Incoming) {
+        match packet {
+            Incoming::PubAck { packet_id, code, text } => self.puback(packet_id, code, text),
+            Incoming::PingResp => {}
+            Incoming::Publish { qos, packet_id } => {
+                self.counters.publishes_ignored += 1;
+                if qos == 1 {
+                    codec::puback(packet_id, &mut self.control);
+                }
+            }
+            Incoming::Disconnect { .. } if self.negotiation.current() == Version::V311 => {
+                self.protocol_error("DISCONNECT from a broker of MQTT 3.1.1".into());
+            }
+            Incoming::Disconnect { code, text } => {
+                let reason = codec::disconnect_text(code, text.as_deref());
+                self.end(CloseReason::ByBroker(reason), None);
+            }
+            Incoming::ConnAck(_) => self.protocol_error("second CONNACK".into()),
+            Incoming::Unexpected(what) => self.protocol_error(format!("unexpected {what}")),
+        }
+    }
+
+    fn connack(&mut self, now: Instant, answer: ConnAck) {
+        match answer {
+            ConnAck::Accepted(accepted) => self.accepted(now, &accepted),
+            ConnAck::Refused(reason) => {
+                self.negotiation.answered();
+                self.connection_refused(reason);
+            }
+            ConnAck::VersionRefused => {
+                let tried = self.negotiation.current();
+                let reason = format!("broker does not speak {tried}");
+                match self.negotiation.version_refused() {
+                    Some(to) => {
+                        self.retry_at_once = tried == Version::V5;
+                        self.counters.connects_refused += 1;
+                        let change = Notice::ProtocolChanged { to, reason: reason.clone() };
+                        self.notices.push_back(change);
+                        self.end(CloseReason::Refused(reason), None);
+                    }
+                    None => self
+                        .connection_refused(format!("{reason}: set [uplink] protocol = \"auto\"")),
+                }
+            }
+        }
+    }
+
+    fn accepted(&mut self, now: Instant, accepted: &Accepted) {
+        self.negotiation.answered();
+        let session_present = accepted.session_present;
+        self.counters.connects += 1;
+        if !session_present && self.inflight.len() > 0 {
+            self.counters.sessions_lost += 1;
+        }
+        let ours = self.settings.keepalive;
+        let keepalive = match accepted.server_keepalive_s {
+            None | Some(0) => ours,
+            Some(seconds) => ours.min(Duration::from_secs(seconds.into())),
+        };
+        let limit =
+            accepted.max_packet_bytes.unwrap_or(u32::MAX).min(self.settings.max_packet_bytes);
+        self.state = State::Active(Link {
+            keepalive,
+            receive_maximum: accepted.receive_maximum.into(),
+            limit: limit as usize,
+            last_sent: now,
+            last_heard: now,
+            draining: None,
+        });
+        self.inflight.reconnected(session_present);
+        let id = self.fresh_id();
+        self.presence.connected(session_present, id);
+        let protocol = self.negotiation.current();
+        self.notices.push_back(Notice::Connected { protocol, session_present });
+    }
+
+    fn puback(&mut self, packet_id: u16, code: u8, text: Option<String>) {
+        let negative = (code >= 0x80).then(|| codec::puback_refusal(code, text.as_deref()));
+        if self.presence.acknowledge(packet_id) {
+            if let Some(reason) = negative {
+                self.notices.push_back(Notice::PresenceRefused { reason });
+            }
+        } else if let Some(entry) = self.inflight.acknowledge(packet_id) {
+            let token = entry.outgoing.token;
+            match negative {
+                Some(reason) => self.refused(token, reason),
+                None => {
+                    let no_subscribers = code == 0x10;
+                    self.counters.acknowledged += 1;
+                    self.counters.no_subscribers += u64::from(no_subscribers);
+                    self.notices.push_back(Notice::Acknowledged { token, no_subscribers });
+                }
+            }
+        } else {
+            self.counters.pubacks_ignored += 1;
+        }
+        self.check_drained();
+    }
+
+    fn refused(&mut self, token: u64, reason: Refusal) {
+        self.counters.refused += 1;
+        self.notices.push_back(Notice::Refused { token, reason });
+    }
+
+    fn connection_refused(&mut self, reason: String) {
+        self.counters.connects_refused += 1;
+        self.notices.push_back(Notice::ConnectionRefused { reason: reason.clone() });
+        self.end(CloseReason::Refused(reason), None);
+    }
+
+    /// The connection ended without CONNACK: perhaps the broker's way to refuse MQTT 5.
+    fn unanswered(&mut self) {
+        let tried = self.negotiation.current();
+        if let Some(to) = self.negotiation.unanswered() {
+            let reason = format!("broker did not answer CONNECT of {tried}");
+            self.notices.push_back(Notice::ProtocolChanged { to, reason });
+        }
+    }
+
+    fn protocol_error(&mut self, what: String) {
+        self.counters.protocol_errors += 1;
+        if matches!(self.state, State::Connecting { .. }) {
+            self.unanswered();
+            return self.end(CloseReason::Protocol(what), None);
+        }
+        self.end(CloseReason::Protocol(what), Some(PROTOCOL_ERROR));
+    }
+
+    /// While draining: ends when everything that went out is acknowledged.
+    fn check_drained(&mut self) {
+        let State::Active(Link { draining: Some(_), .. }) = self.state else { return };
+        let open = self.inflight.unacknowledged() + self.presence.unacknowledged();
+        if open == 0 && !self.presence.waiting() {
+            self.drained();
+        }
+    }
+
+    /// DISCONNECT makes the broker drop the will. Where our own offline message did not go out,
+    /// the will has to speak: MQTT 5 can ask for it, for 3.1.1 it is enough to say nothing.
+    fn drained(&mut self) {
+        let goodbye = if self.presence.waiting() { WITH_WILL } else { 0 };
+        self.end(CloseReason::Orderly, Some(goodbye));
+    }
+
+    /// Ends this connection, saying DISCONNECT with `goodbye` where there is one.
+    fn end(&mut self, reason: CloseReason, goodbye: Option<u8>) {
+        if let Some(code) = goodbye {
+            codec::disconnect(self.negotiation.current(), code, &mut self.control);
+        }
+        self.state = State::Ended;
+        self.last_close = Some(reason.clone());
+        self.notices.push_back(Notice::Closed { reason });
+    }
+}
