@@ -4,6 +4,7 @@
 //! published over MQTT QoS 1 until it is acknowledged. `ARCHITECTURE.md` draws the picture; the
 //! modules stand here in the order in which an event flows.
 
+pub mod audio;
 pub mod cli;
 pub mod clock;
 pub mod driver;
