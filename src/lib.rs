@@ -9,3 +9,4 @@ pub mod cli;
 pub mod clock;
 pub mod driver;
 pub mod event;
+pub mod voice;
