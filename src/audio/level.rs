@@ -1,0 +1,126 @@
+//! The level meter: how loud, how close to clipping.
+
+use super::SAMPLE_RATE_HZ;
+
+/// What [`rms_dbfs`] says of digital silence, and the lowest level it ever says.
+pub const SILENCE_DBFS: f32 = -120.0;
+
+/// A sample at least this large counts as clipped: one step of 16 bits below full scale.
+const CLIPPED: f32 = 32_766.0 / 32_768.0;
+
+/// Root mean square of `samples` in dBFS, [`SILENCE_DBFS`] at the least and for none at all.
+///
+/// Input: −1.0..=1.0, any number. Output: −120.0..=0.0.
+pub fn rms_dbfs(samples: &[f32]) -> f32 {
+    if samples.is_empty() {
+        return SILENCE_DBFS;
+    }
+    let sum: f64 = samples.iter().map(|&s| f64::from(s) * f64::from(s)).sum();
+    let mean = sum / samples.len() as f64;
+    (10.0 * mean.log10()).max(f64::from(SILENCE_DBFS)) as f32
+}
+
+/// The level of one block of 100 ms.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Level {
+    /// Root mean square, −120.0..=0.0.
+    pub rms_dbfs: f32,
+    /// The largest magnitude, 0.0..=1.0.
+    pub peak: f32,
+    /// Samples at full scale: many of them mean that the input gain is too high.
+    pub clipped: u32,
+}
+
+/// Measures a stream in blocks of [`Meter::BLOCK`] samples.
+#[derive(Debug, Clone, Default)]
+pub struct Meter {
+    sum: f64,
+    peak: f32,
+    clipped: u32,
+    filled: usize,
+}
+
+impl Meter {
+    /// Samples in a block: 100 ms.
+    pub const BLOCK: usize = SAMPLE_RATE_HZ as usize / 10;
+
+    /// A meter at the start of a stream.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes samples (16 kHz mono, any number) and calls `on_block` for every block that they
+    /// complete. The unfinished rest waits for the next call.
+    pub fn push(&mut self, samples: &[f32], mut on_block: impl FnMut(Level)) {
+        for &sample in samples {
+            let magnitude = sample.abs();
+            self.sum += f64::from(sample) * f64::from(sample);
+            self.peak = self.peak.max(magnitude);
+            self.clipped += u32::from(magnitude >= CLIPPED);
+            self.filled += 1;
+            if self.filled == Self::BLOCK {
+                on_block(self.take());
+            }
+        }
+    }
+
+    fn take(&mut self) -> Level {
+        let mean = self.sum / Self::BLOCK as f64;
+        let level = Level {
+            rms_dbfs: (10.0 * mean.log10()).max(f64::from(SILENCE_DBFS)) as f32,
+            peak: self.peak.min(1.0),
+            clipped: self.clipped,
+        };
+        *self = Self::default();
+        level
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn levels(samples: &[f32], chunk: usize) -> Vec<Level> {
+        let (mut meter, mut out) = (Meter::new(), Vec::new());
+        for piece in samples.chunks(chunk) {
+            meter.push(piece, |level| out.push(level));
+        }
+        out
+    }
+
+    fn sine(amplitude: f32, samples: usize) -> Vec<f32> {
+        (0..samples)
+            .map(|i| amplitude * (i as f32 * 440.0 * std::f32::consts::TAU / 16_000.0).sin())
+            .collect()
+    }
+
+    #[test]
+    fn full_scale_sine_reads_minus_three_dbfs() {
+        let level = levels(&sine(1.0, Meter::BLOCK), 160)[0];
+        assert!((level.rms_dbfs + 3.01).abs() < 0.05, "{level:?}");
+        assert!(level.peak > 0.999);
+    }
+
+    #[test]
+    fn silence_reads_the_floor_and_not_minus_infinity() {
+        assert_eq!(levels(&[0.0; 3200], 777).len(), 2);
+        assert_eq!(levels(&[0.0; 1600], 1600)[0].rms_dbfs, SILENCE_DBFS);
+        assert_eq!(rms_dbfs(&[]), SILENCE_DBFS);
+    }
+
+    #[test]
+    fn clipped_samples_are_counted_in_their_own_block() {
+        let mut samples = vec![0.1; 3200];
+        samples[1700] = 1.0;
+        samples[1701] = -1.0;
+        let out = levels(&samples, 100);
+        assert_eq!((out[0].clipped, out[1].clipped), (0, 2));
+        assert_eq!(out[1].peak, 1.0);
+    }
+
+    #[test]
+    fn levels_do_not_depend_on_how_the_stream_is_cut() {
+        let samples = sine(0.3, 8_000);
+        assert_eq!(levels(&samples, 1), levels(&samples, 4_999));
+    }
+}

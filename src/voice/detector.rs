@@ -1,0 +1,299 @@
+//! Windows, leveling, and the decision which fits are detections.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::gate::Gate;
+use super::lattice::{self, Fit, Frames, Pattern};
+use super::model::{FRAME_SAMPLES, Model, WINDOW_FRAMES};
+use super::{
+    Detection, HOP_SAMPLES, Keyphrase, MARGIN_FRAMES, MAX_PHONEMES, MIN_PHONEMES, Settings,
+    VoiceError, WINDOW_SAMPLES,
+};
+use crate::audio::{Meter, SAMPLE_RATE_HZ, rms_dbfs};
+
+/// The level that the loudest block of a window is brought to: what the model hears best, and
+/// what a near voice has anyway. Measured in `docs/voice.md`: without leveling a voice 40 dB
+/// lower is not heard at all.
+const TARGET_DBFS: f32 = -16.0;
+/// More would turn the noise of the microphone into speech-loud noise.
+const MAX_GAIN_DB: f32 = 30.0;
+/// A voice close to the microphone is brought down, within reason.
+const MIN_GAIN_DB: f32 = -12.0;
+/// Two fits that end within this time are one utterance, seen in two windows.
+const SAME_UTTERANCE: Duration = Duration::from_millis(500);
+/// The longest that a phoneme may last on average, in frames: 240 ms. A drawn-out cry has long vowels.
+const FRAMES_PER_PHONEME: usize = 12;
+/// The least that any phrase may last, in frames: 1 s.
+const MIN_MAX_FRAMES: usize = 50;
+
+/// Blocks of the gate in a window.
+const WINDOW_BLOCKS: usize = WINDOW_SAMPLES / Meter::BLOCK;
+
+/// A keyphrase, ready to be searched for.
+#[derive(Debug)]
+struct Prepared {
+    text: String,
+    pattern: Pattern,
+}
+
+impl Prepared {
+    fn new(keyphrase: &Keyphrase, model: &Model) -> Result<Self, VoiceError> {
+        let inventory = model.inventory();
+        let phonemes = inventory.token_sets(keyphrase.phonemes())?;
+        let (text, count) = (keyphrase.text().to_owned(), phonemes.len());
+        if !(MIN_PHONEMES..=MAX_PHONEMES).contains(&count) {
+            return Err(VoiceError::Length { text, count });
+        }
+        let mut gap = vec![inventory.blank()];
+        if text.split_whitespace().nth(1).is_some() {
+            gap.push(inventory.word_boundary());
+        }
+        let max_frames = (FRAMES_PER_PHONEME * count).max(MIN_MAX_FRAMES);
+        Ok(Self { text, pattern: Pattern { phonemes, gap, max_frames } })
+    }
+
+    fn count(&self) -> f32 {
+        self.pattern.phonemes.len() as f32
+    }
+
+    fn score(&self, fit: Fit) -> f32 {
+        (fit.log_ratio / self.count()).exp()
+    }
+}
+
+/// A fit that may be reported.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    phrase: usize,
+    fit: Fit,
+}
+
+/// Listens to one stream of 16 kHz mono. See the module [`voice`](super).
+#[derive(Debug)]
+pub struct Detector {
+    model: Arc<Model>,
+    phrases: Vec<Prepared>,
+    threshold: f32,
+    cooldown: Duration,
+    gate: Gate,
+    /// The last 3 s at most; the newest sample stands last.
+    sound: Vec<f32>,
+    /// Whether each block of `sound` was active, the newest last; whole blocks only.
+    active: Vec<bool>,
+    /// Samples taken since the start of the stream.
+    position: u64,
+    last: Option<Duration>,
+    windows_run: u64,
+}
+
+impl Detector {
+    /// A detector at the start of a stream.
+    ///
+    /// # Errors
+    /// [`VoiceError::UnknownPhoneme`], [`VoiceError::Length`], [`VoiceError::NoKeyphrase`],
+    /// [`VoiceError::Threshold`]: the settings cannot be what was meant; each says what to change.
+    pub fn new(model: Arc<Model>, settings: &Settings) -> Result<Self, VoiceError> {
+        if settings.keyphrases.is_empty() {
+            return Err(VoiceError::NoKeyphrase);
+        }
+        if !(0.0..=1.0).contains(&settings.threshold) {
+            return Err(VoiceError::Threshold(settings.threshold));
+        }
+        let prepared = settings.keyphrases.iter().map(|phrase| Prepared::new(phrase, &model));
+        Ok(Self {
+            phrases: prepared.collect::<Result<_, _>>()?,
+            model,
+            threshold: settings.threshold,
+            cooldown: settings.cooldown,
+            gate: Gate::new(),
+            sound: Vec::with_capacity(WINDOW_SAMPLES + Meter::BLOCK),
+            active: Vec::with_capacity(WINDOW_BLOCKS + 1),
+            position: 0,
+            last: None,
+            windows_run: 0,
+        })
+    }
+
+    /// Takes samples (16 kHz mono, −1.0..=1.0, any number) and returns what they complete, in the
+    /// order of time. Where a window completes, this takes as long as the model does.
+    ///
+    /// # Errors
+    /// [`VoiceError::Weights`]: the model failed on a window, which one that loaded does not do.
+    pub fn push(&mut self, samples: &[f32]) -> Result<Vec<Detection>, VoiceError> {
+        let mut detections = Vec::new();
+        let mut rest = samples;
+        while !rest.is_empty() {
+            let in_block = (self.position % Meter::BLOCK as u64) as usize;
+            let (piece, after) = rest.split_at(rest.len().min(Meter::BLOCK - in_block));
+            rest = after;
+            self.take(piece);
+            if self.position.is_multiple_of(HOP_SAMPLES as u64) {
+                self.look(MARGIN_FRAMES, &mut detections)?;
+            }
+        }
+        Ok(detections)
+    }
+
+    /// Ends the stream: looks once more at its end, followed by half a second of silence, so that
+    /// a phrase with which a file ends is found.
+    ///
+    /// # Errors
+    /// As [`Detector::push`].
+    pub fn finish(mut self) -> Result<Vec<Detection>, VoiceError> {
+        let silence = [0.0; Meter::BLOCK];
+        let whole = MARGIN_FRAMES * FRAME_SAMPLES;
+        let ragged = (Meter::BLOCK as u64 - self.position % Meter::BLOCK as u64) as usize;
+        let mut detections = self.push(&silence[..ragged])?;
+        for _ in 0..whole / Meter::BLOCK {
+            detections.extend(self.push(&silence)?);
+        }
+        self.look(0, &mut detections)?;
+        Ok(detections)
+    }
+
+    /// How many windows went through the model: what the gate did not save.
+    pub fn windows_run(&self) -> u64 {
+        self.windows_run
+    }
+
+    /// Appends at most a block and, where one is complete, asks the gate about it.
+    fn take(&mut self, piece: &[f32]) {
+        self.sound.extend_from_slice(piece);
+        let excess = self.sound.len().saturating_sub(WINDOW_SAMPLES);
+        self.sound.drain(..excess);
+        self.position += piece.len() as u64;
+        if self.position.is_multiple_of(Meter::BLOCK as u64) {
+            let block = &self.sound[self.sound.len().saturating_sub(Meter::BLOCK)..];
+            self.active.push(self.gate.is_active(rms_dbfs(block)));
+            let excess = self.active.len().saturating_sub(WINDOW_BLOCKS);
+            self.active.drain(..excess);
+        }
+    }
+
+    /// Searches the window that ends here. Nothing that ends within the last `margin` frames is
+    /// reported.
+    fn look(&mut self, margin: usize, detections: &mut Vec<Detection>) -> Result<(), VoiceError> {
+        if !self.active.contains(&true) {
+            return Ok(());
+        }
+        self.windows_run += 1;
+        let log_probs = self.model.log_probs(leveled(&self.sound))?;
+        let frames = Frames::new(&log_probs, self.model.inventory().len());
+        for candidate in best_of_overlapping(self.candidates(frames), &self.phrases) {
+            if candidate.fit.end + margin < WINDOW_FRAMES {
+                self.report(candidate, detections);
+            }
+        }
+        Ok(())
+    }
+
+    fn candidates(&self, frames: Frames<'_>) -> Vec<Candidate> {
+        let mut candidates = Vec::new();
+        for (phrase, prepared) in self.phrases.iter().enumerate() {
+            let at_least = self.threshold.ln() * prepared.count();
+            let fits = lattice::separate_fits(&prepared.pattern, frames, at_least);
+            candidates.extend(fits.into_iter().map(|fit| Candidate { phrase, fit }));
+        }
+        candidates
+    }
+
+    /// Reports a candidate of the window that ends here, unless it was reported already or falls
+    /// into the cooldown.
+    fn report(&mut self, Candidate { phrase, fit }: Candidate, detections: &mut Vec<Detection>) {
+        // Where the frame after the phrase begins, in samples before the end of the window.
+        let before_end = WINDOW_SAMPLES.saturating_sub((fit.end + 1) * FRAME_SAMPLES);
+        let position = self.position.saturating_sub(before_end as u64);
+        let at = Duration::from_micros(position * 1_000_000 / u64::from(SAMPLE_RATE_HZ));
+        let quiet_for = self.cooldown.max(SAME_UTTERANCE);
+        if self.last.is_some_and(|last| at.abs_diff(last) < quiet_for) {
+            return;
+        }
+        self.last = Some(at);
+        let length = (fit.end + 1 - fit.start) * FRAME_SAMPLES;
+        let end = self.sound.len().saturating_sub(before_end);
+        let said = &self.sound[end.saturating_sub(length)..end];
+        let Prepared { text, .. } = &self.phrases[phrase];
+        detections.push(Detection {
+            phrase: text.clone(),
+            score: self.phrases[phrase].score(fit),
+            at,
+            level_dbfs: rms_dbfs(said),
+        });
+    }
+}
+
+/// A whole window of `sound`, silence before it where the stream is younger than that, brought to
+/// the level that the model hears best.
+fn leveled(sound: &[f32]) -> Vec<f32> {
+    let loudest = sound.chunks(Meter::BLOCK).map(rms_dbfs).fold(f32::NEG_INFINITY, f32::max);
+    let gain_db = (TARGET_DBFS - loudest).clamp(MIN_GAIN_DB, MAX_GAIN_DB);
+    let gain = 10f32.powf(gain_db / 20.0);
+    let mut window = vec![0.0; WINDOW_SAMPLES.saturating_sub(sound.len())];
+    window.extend(sound.iter().map(|sample| (sample * gain).clamp(-1.0, 1.0)));
+    window
+}
+
+/// Of candidates that overlap, the phrase with the most phonemes, of equal ones the best score:
+/// "help me" contains "help", and says more. In the order of time.
+fn best_of_overlapping(mut candidates: Vec<Candidate>, phrases: &[Prepared]) -> Vec<Candidate> {
+    let rank = |c: &Candidate| (phrases[c.phrase].count(), phrases[c.phrase].score(c.fit));
+    candidates.sort_by(|a, b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));
+    let mut kept: Vec<Candidate> = Vec::new();
+    for candidate in candidates {
+        let Fit { start, end, .. } = candidate.fit;
+        if kept.iter().all(|k| end < k.fit.start || start > k.fit.end) {
+            kept.push(candidate);
+        }
+    }
+    kept.sort_by_key(|c| c.fit.end);
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prepared(text: &str, phonemes: usize) -> Prepared {
+        let pattern = Pattern { phonemes: vec![vec![1]; phonemes], gap: vec![0], max_frames: 50 };
+        Prepared { text: text.to_owned(), pattern }
+    }
+
+    fn candidate(phrase: usize, start: usize, end: usize, log_ratio: f32) -> Candidate {
+        Candidate { phrase, fit: Fit { start, end, log_ratio } }
+    }
+
+    #[test]
+    fn longer_phrase_wins_where_two_overlap() {
+        let phrases = [prepared("help", 4), prepared("help me", 6)];
+        let kept = best_of_overlapping(
+            vec![candidate(0, 10, 30, 0.0), candidate(1, 10, 45, -2.0), candidate(0, 80, 99, -1.0)],
+            &phrases,
+        );
+        let found: Vec<_> = kept.iter().map(|c| (c.phrase, c.fit.end)).collect();
+        assert_eq!(found, [(1, 45), (0, 99)]);
+    }
+
+    #[test]
+    fn better_score_wins_between_phrases_of_one_length() {
+        let phrases = [prepared("a", 4), prepared("b", 4)];
+        let kept = best_of_overlapping(
+            vec![candidate(0, 10, 30, -3.0), candidate(1, 12, 31, -1.0)],
+            &phrases,
+        );
+        assert_eq!(kept.len(), 1);
+        assert_eq!(kept[0].phrase, 1);
+    }
+
+    #[test]
+    fn windows_are_brought_to_one_level_and_filled_up_with_silence() {
+        for amplitude in [0.02f32, 0.1, 0.5] {
+            let window = leveled(&vec![amplitude; 16_000]);
+            assert_eq!(window.len(), WINDOW_SAMPLES);
+            assert!((rms_dbfs(&window[32_000..]) - TARGET_DBFS).abs() < 0.5, "{amplitude}");
+            assert_eq!(window[31_999], 0.0);
+        }
+        let faint = leveled(&vec![0.000_1; WINDOW_SAMPLES]);
+        assert!((rms_dbfs(&faint) - (-80.0 + MAX_GAIN_DB)).abs() < 0.5);
+    }
+}

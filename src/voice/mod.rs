@@ -1,0 +1,266 @@
+//! The keyphrase detector: sound in, detections out.
+//!
+//! A phoneme recogniser (the *acoustic model*, a small neural network that knows no words) says
+//! for every 20 ms how probable each phoneme of some eighty languages is. A *keyphrase* is a row
+//! of phonemes, and a *detection* is a place where that row explains the sound nearly as well as
+//! whatever explains it best. So any phrase of any language can be listened for without training,
+//! and what the microphone hears never becomes text.
+//!
+//! # Terms
+//!
+//! - *frame*: 20 ms, one output of the model. *Window*: 3 s of sound, one run of the model. *Hop*:
+//!   1 s, from one window to the next.
+//! - *token*: a phoneme, a word boundary or *blank*; CTC explains blanks in [`lattice`].
+//! - *log ratio*: how much worse the phrase explains its frames than the best tokens do; ≤ 0.
+//! - *score*: [`Detection::score`], the log ratio made comparable between phrases:
+//!   `exp(log ratio / number of phonemes)`, the geometric mean of what each phoneme attains. 1 is
+//!   a phrase that is what the model heard first of all, 0.5 one whose phonemes are each half as
+//!   probable as the best.
+//! - *operating point*: a threshold of the score, chosen by measurement; see [`OperatingPoint`].
+//! - *gate*: what spares the model the silence; see [`gate`].
+//! - *cooldown*: after a detection, others are suppressed for a while.
+//!
+//! # Windows
+//!
+//! ```text
+//! window k     |······ 3 s ·······························|
+//! window k+1            |······································|
+//! phrase                            [help]                        ends in window k, 0.3 s before its end
+//!              |<──────── may end here ───────>|<─ 0.5 s ─>|
+//! ```
+//!
+//! Each window is leveled, run through the model, and searched for every phrase as a whole. A
+//! phrase is reported from the first window in which it ends at least [`MARGIN_FRAMES`] before
+//! the window's end: the model needs to hear on to be sure, and "help" needs to wait whether it
+//! becomes "help me". A detection therefore comes 0.5 to 1.5 s after the end of the phrase, and
+//! each phrase is looked at in two or three windows, in different surroundings: a chance that is
+//! worth having, since the model hears the same word differently from one position to another.
+//!
+//! Windows stand at multiples of the hop, counted from the start of the stream, so what is
+//! detected does not depend on the sizes of the pieces in which the sound comes.
+//!
+//! # Invariants
+//!
+//! - Memory is bounded: one window of sound and its scores.
+//! - Silence does not run the model.
+//! - No IO, no clock: time is the position in the stream.
+//!
+//! # Absent
+//!
+//! Training, adaptation to a speaker, and a second stage that confirms. Audio is never kept beyond
+//! the window and never leaves this module.
+
+mod detector;
+mod gate;
+mod lattice;
+mod model;
+mod phoneme;
+
+use std::time::Duration;
+
+pub use detector::Detector;
+pub use model::Model;
+
+use crate::audio::SAMPLE_RATE_HZ;
+
+/// A window of 3 s: "somebody help me please" fits, and the model heard whole sentences of about
+/// this length when it was trained.
+const WINDOW_SAMPLES: usize = 3 * SAMPLE_RATE_HZ as usize;
+/// 1 s. Measured in `docs/voice.md`: half of it finds no more, and costs twice as much.
+const HOP_SAMPLES: usize = SAMPLE_RATE_HZ as usize;
+/// 0.5 s at the end of a window in which no phrase may end.
+const MARGIN_FRAMES: usize = 25;
+
+/// Why there can be no detector.
+#[derive(Debug, thiserror::Error)]
+pub enum VoiceError {
+    /// The weights cannot be read or run.
+    #[error("voice model: {0}: run scripts/fetch-models again")]
+    Weights(String),
+    /// The vocabulary cannot be read.
+    #[error("vocabulary of the voice model: {0}: run scripts/fetch-models again")]
+    Vocabulary(String),
+    /// A keyphrase is written with a phoneme that the model does not have.
+    #[error("phoneme `{phoneme}` is not known to the voice model: use one of {near}")]
+    UnknownPhoneme {
+        /// As it was written.
+        phoneme: String,
+        /// Known ones, separated by spaces.
+        near: String,
+    },
+    /// A keyphrase without a transcription that is not built in.
+    #[error("keyphrase \"{0}\" is not built in: give its phonemes, or use one of {list}", list = builtin_list())]
+    NotBuiltIn(String),
+    /// Too short to tell from anything else, or longer than a window.
+    #[error("keyphrase \"{text}\" has {count} phonemes: use {MIN_PHONEMES} to {MAX_PHONEMES}")]
+    Length {
+        /// The phrase.
+        text: String,
+        /// Its phonemes.
+        count: usize,
+    },
+    /// A detector that listens for nothing.
+    #[error("no keyphrase is configured: name at least one, for example \"help\"")]
+    NoKeyphrase,
+    /// A threshold that is none.
+    #[error("threshold {0} is not between 0 and 1")]
+    Threshold(f32),
+}
+
+/// Fewer phonemes match somewhere in nearly every sentence.
+const MIN_PHONEMES: usize = 3;
+/// More do not fit into the part of a window in which every phrase is seen whole.
+const MAX_PHONEMES: usize = 16;
+
+/// The phrases whose pronunciation is built in.
+const BUILTIN: &[(&str, &str)] =
+    &[("help", "h ɛ l p"), ("help me", "h ɛ l p m i"), ("hilfe", "h ɪ l f ə")];
+
+fn builtin_list() -> String {
+    let quoted: Vec<String> = BUILTIN.iter().map(|(text, _)| format!("\"{text}\"")).collect();
+    quoted.join(", ")
+}
+
+/// What to listen for: a phrase and how it sounds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keyphrase {
+    text: String,
+    phonemes: String,
+}
+
+impl Keyphrase {
+    /// A phrase that is built in: "help", "help me" or "hilfe", in any case.
+    ///
+    /// # Errors
+    /// [`VoiceError::NotBuiltIn`]: it is not; use [`Keyphrase::new`].
+    pub fn builtin(text: &str) -> Result<Self, VoiceError> {
+        let wanted = text.trim().to_lowercase();
+        let found = BUILTIN.iter().find(|(builtin, _)| *builtin == wanted);
+        found
+            .map(|(text, phonemes)| Self::new(*text, *phonemes))
+            .ok_or_else(|| VoiceError::NotBuiltIn(text.to_owned()))
+    }
+
+    /// All phrases that are built in.
+    pub fn all_builtin() -> Vec<Self> {
+        BUILTIN.iter().map(|(text, phonemes)| Self::new(*text, *phonemes)).collect()
+    }
+
+    /// Any phrase by its phonemes: IPA, separated by spaces, for example `ts uː h ɪ l f ə`. They
+    /// are checked against the model by [`Detector::new`].
+    pub fn new(text: impl Into<String>, phonemes: impl Into<String>) -> Self {
+        Self { text: text.into(), phonemes: phonemes.into() }
+    }
+
+    /// The phrase as an event names it.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The phonemes as they were written.
+    pub fn phonemes(&self) -> &str {
+        &self.phonemes
+    }
+}
+
+/// How readily the detector speaks up. What each finds and how often it is wrong is measured in
+/// `docs/voice.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OperatingPoint {
+    /// Misses least; for a home where somebody looks into every alarm.
+    Sensitive,
+    /// A few false alarms an hour of lively talk.
+    #[default]
+    Balanced,
+    /// Speaks up for clear cries only.
+    Quiet,
+}
+
+impl OperatingPoint {
+    /// All of them, the most sensitive first.
+    pub const ALL: [Self; 3] = [Self::Sensitive, Self::Balanced, Self::Quiet];
+
+    /// The lowest score that is a detection.
+    pub fn threshold(self) -> f32 {
+        match self {
+            Self::Sensitive => 0.45,
+            Self::Balanced => 0.6,
+            Self::Quiet => 0.8,
+        }
+    }
+
+    /// Its name in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sensitive => "sensitive",
+            Self::Balanced => "balanced",
+            Self::Quiet => "quiet",
+        }
+    }
+}
+
+impl std::str::FromStr for OperatingPoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|point| point.as_str() == text);
+        found.ok_or_else(|| {
+            format!("`{text}` is no operating point: use sensitive, balanced or quiet")
+        })
+    }
+}
+
+/// What a [`Detector`] listens for and how.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// At least one.
+    pub keyphrases: Vec<Keyphrase>,
+    /// The lowest score that is a detection, 0..=1; one of [`OperatingPoint::threshold`] or any other.
+    pub threshold: f32,
+    /// After a detection, for how long no other is reported: one cry is one alarm.
+    pub cooldown: Duration,
+}
+
+impl Default for Settings {
+    /// The built-in phrases, balanced, 5 s.
+    fn default() -> Self {
+        Self {
+            keyphrases: Keyphrase::all_builtin(),
+            threshold: OperatingPoint::default().threshold(),
+            cooldown: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A keyphrase was heard.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Detection {
+    /// [`Keyphrase::text`].
+    pub phrase: String,
+    /// How well it fits, 0..=1; see the module.
+    pub score: f32,
+    /// Where the phrase ends, from the start of the stream.
+    pub at: Duration,
+    /// How loud the phrase was, in dBFS.
+    pub level_dbfs: f32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builtin_phrases_are_found_in_any_case_and_others_are_refused_by_name() {
+        assert_eq!(Keyphrase::builtin(" Help Me ").unwrap().text(), "help me");
+        let error = Keyphrase::builtin("fire").unwrap_err().to_string();
+        assert!(error.contains("\"fire\"") && error.contains("\"hilfe\""), "{error}");
+    }
+
+    #[test]
+    fn operating_points_are_ordered_and_named() {
+        let thresholds = OperatingPoint::ALL.map(OperatingPoint::threshold);
+        assert!(thresholds.is_sorted());
+        assert_eq!("quiet".parse(), Ok(OperatingPoint::Quiet));
+        assert!("loud".parse::<OperatingPoint>().unwrap_err().contains("balanced"));
+    }
+}

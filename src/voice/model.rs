@@ -1,0 +1,90 @@
+//! The acoustic model: a window of sound in, log probabilities of tokens out.
+
+use std::sync::Arc;
+
+use rten::{NodeId, RunOptions, ThreadPool};
+use rten_tensor::NdTensor;
+use rten_tensor::prelude::*;
+
+use super::phoneme::Inventory;
+use super::{VoiceError, WINDOW_SAMPLES};
+
+/// Frames that the model gives for a window of 3 s: one each 20 ms, both ends included.
+pub(super) const WINDOW_FRAMES: usize = WINDOW_SAMPLES / FRAME_SAMPLES + 1;
+
+/// Samples from one frame to the next: 20 ms.
+pub(super) const FRAME_SAMPLES: usize = 320;
+
+/// A loaded phoneme recogniser. Immutable: detectors share one through an `Arc`.
+pub struct Model {
+    inner: rten::Model,
+    inventory: Inventory,
+    inputs: [NodeId; 2],
+    output: NodeId,
+    options: RunOptions,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model").field("tokens", &self.inventory.len()).finish_non_exhaustive()
+    }
+}
+
+impl Model {
+    /// What an event says in `model`: the package the weights come from, and its version.
+    pub const NAME: &str = "hama-1.3.13";
+
+    /// Reads the weights (`onnx`, the content of the ONNX file) and the vocabulary (`vocabulary`,
+    /// the text of the JSON file), and runs one silent window through them: a model that loads
+    /// but cannot hear must not be found out by the first cry for help.
+    ///
+    /// Allocates about four times the size of the weights; takes tens of milliseconds.
+    ///
+    /// # Errors
+    /// [`VoiceError::Weights`], [`VoiceError::Vocabulary`]: a file is damaged, or not of the model
+    /// that this version of the program knows; fetch the models again.
+    pub fn load(onnx: Vec<u8>, vocabulary: &str) -> Result<Self, VoiceError> {
+        let weights = |error: &dyn std::fmt::Display| VoiceError::Weights(error.to_string());
+        let inventory = Inventory::parse(vocabulary)?;
+        let inner = rten::Model::load(onnx).map_err(|e| weights(&e))?;
+        let node = |name: &str| inner.node_id(name).map_err(|e| weights(&e));
+        let model = Self {
+            inputs: [node("waveform")?, node("waveform_lengths")?],
+            output: node("log_probs")?,
+            // One thread: a window is a few milliseconds of work, and the device has other
+            // things to do than to wait for a detector on all of its cores.
+            options: RunOptions::default()
+                .with_thread_pool(Some(Arc::new(ThreadPool::with_num_threads(1)))),
+            inventory,
+            inner,
+        };
+        let frames = model.log_probs(vec![0.0; WINDOW_SAMPLES])?;
+        let expected = WINDOW_FRAMES * model.inventory.len();
+        if frames.len() == expected {
+            Ok(model)
+        } else {
+            Err(weights(&format!("a window gave {} values instead of {expected}", frames.len())))
+        }
+    }
+
+    pub(super) fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
+    /// Log probabilities of a window of [`WINDOW_SAMPLES`], a frame after the other.
+    pub(super) fn log_probs(&self, window: Vec<f32>) -> Result<Vec<f32>, VoiceError> {
+        let weights = |error: &dyn std::fmt::Display| VoiceError::Weights(error.to_string());
+        let length = i32::try_from(window.len()).map_err(|e| weights(&e))?;
+        let samples = NdTensor::from_data([1, window.len()], window);
+        let lengths = NdTensor::from_data([1], vec![length]);
+        let inputs = vec![(self.inputs[0], samples.into()), (self.inputs[1], lengths.into())];
+        let mut outputs = self
+            .inner
+            .run(inputs, &[self.output], Some(self.options.clone()))
+            .map_err(|e| weights(&e))?;
+        let value = outputs.pop().ok_or_else(|| weights(&"no output"))?;
+        let log_probs: NdTensor<f32, 3> =
+            value.try_into().map_err(|e| weights(&format!("{e:?}")))?;
+        Ok(log_probs.to_vec())
+    }
+}
