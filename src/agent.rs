@@ -175,17 +175,19 @@ pub async fn run(
     // Everything that can be wrong with the installation is found before the first thread starts.
     let uplink = forwarding::plan(&config.uplink, &device)?;
     let listening = listening::plan(&config, listener)?;
-    let store = SledStore::open(&config.outbox.path)
-        .map_err(|e| Failure::new(exit::IO, e.to_string()))?;
+    let store =
+        SledStore::open(&config.outbox.path).map_err(|e| Failure::new(exit::IO, e.to_string()))?;
     let outbox = Outbox::open(store).map_err(|e| Failure::new(exit::IO, e.to_string()))?;
 
     let (mut supervisor, mut reports) = Supervisor::new();
+    let waiting = outbox.levels();
     let outbox = start_outbox(&mut supervisor, outbox, &config, clock);
     let maker = Maker::new(&device, &config.device.type_prefix);
     let reporter = Reporter::new(maker, clock, rng.fork(), outbox.clone(), happenings.clone());
-    tracing::info!(device, outbox = %config.outbox.path.display(), waiting = ?outbox.depths(), "hark {} starts", env!("CARGO_PKG_VERSION"));
+    tracing::info!(device, outbox = %config.outbox.path.display(), waiting = waiting.total(), "hark {} starts", env!("CARGO_PKG_VERSION"));
 
-    let mut connected = forwarding::start(&mut supervisor, uplink, &outbox, &reporter, clock, rng.fork());
+    let mut connected =
+        forwarding::start(&mut supervisor, uplink, &outbox, &reporter, clock, rng.fork());
     reporter.report(&started()).await.map_err(|e| Failure::new(exit::IO, e))?;
     if let Some(path) = config.ingest.socket.clone() {
         start_ingest(&mut supervisor, path, &outbox).await?;
@@ -201,7 +203,7 @@ pub async fn run(
         say_goodbye(reason, &reporter, &outbox, &mut connected).await;
     }
     report_late(supervisor.stop(Stage::Uplink, PATIENCE).await);
-    tracing::info!(waiting = ?outbox.depths(), "hark stops");
+    tracing::info!(waiting = outbox.levels().borrow().total(), "hark stops");
     drop((reporter, outbox));
     report_late(supervisor.stop(Stage::Outbox, PATIENCE).await);
     ended.map(|_| ())
@@ -226,16 +228,18 @@ fn start_outbox(
     config: &Config,
     clock: Clock,
 ) -> outbox_writer::OutboxHandle {
-    let coalesce = outbox_writer::Coalesce {
-        status: config.outbox.coalesce_status,
-        telemetry: config.outbox.coalesce_telemetry,
-    };
-    let (handle, writer) = outbox_writer::channel(outbox, coalesce, clock);
-    let mut writer = Some(writer);
+    let mut settings = outbox_writer::Settings::default();
+    settings.coalesce[Lane::Status.index()] = config.outbox.coalesce_status;
+    settings.coalesce[Lane::Telemetry.index()] = config.outbox.coalesce_telemetry;
+    let (handle, requests) = outbox_writer::channel();
+    let mut writer = Some((outbox, requests));
     // Without a budget: what a failed commit left on the disk is unknown, and only a new process
     // reads it again.
-    supervisor.thread(Stage::Outbox, "outbox", Budget::NONE, move |_| match writer.take() {
-        Some(writer) => writer.run().map_err(|e| e.to_string()),
+    supervisor.thread(Stage::Outbox, "outbox", Budget::NONE, move |stop| match writer.take() {
+        Some((outbox, requests)) => {
+            let written = outbox_writer::run(outbox, requests, clock, settings, stop.receiver());
+            written.map_err(|e| e.to_string())
+        }
         None => Err("was started twice".to_owned()),
     });
     handle
@@ -247,7 +251,8 @@ async fn start_ingest(
     outbox: &outbox_writer::OutboxHandle,
 ) -> Result<(), Failure> {
     // Bound here once, so that a wrong path ends the start with its message.
-    let first = ingest::bind(&path).await.map_err(|e| Failure::new(exit::UNAVAILABLE, e.to_string()))?;
+    let first =
+        ingest::bind(&path).await.map_err(|e| Failure::new(exit::UNAVAILABLE, e.to_string()))?;
     let mut first = Some(first);
     let outbox = outbox.clone();
     supervisor.task(Stage::Source, "ingest", BUDGET, move |stop| {
@@ -275,7 +280,7 @@ async fn watch_over(
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled().is_some();
     let mut failed = std::collections::HashMap::new();
-    let mut depths = outbox.watch();
+    let mut levels = outbox.levels();
     let mut round = tokio::time::interval(ROUND);
     tokio::pin!(stop);
     loop {
@@ -292,8 +297,8 @@ async fn watch_over(
                 }
                 None => return Err(Failure::new(exit::UNAVAILABLE, "the supervisor is gone")),
             },
-            changed = depths.changed() => if changed.is_ok() {
-                let now = depths.borrow_and_update().depth;
+            changed = levels.changed() => if changed.is_ok() {
+                let now = levels.borrow_and_update().records;
                 reporter.happened(Happening::Waiting(now));
             },
             _ = round.tick() => {
@@ -328,11 +333,11 @@ async fn say_goodbye(
     if let Err(error) = reporter.report(&stopped).await {
         tracing::warn!("the end of this session is not recorded: {error}");
     }
-    let mut depths = outbox.watch();
+    let mut levels = outbox.levels();
     let drained = async {
-        while *connected.borrow() && depths.borrow_and_update().depth.iter().sum::<u64>() > 0 {
+        while *connected.borrow() && levels.borrow_and_update().total() > 0 {
             tokio::select! {
-                changed = depths.changed() => if changed.is_err() { return },
+                changed = levels.changed() => if changed.is_err() { return },
                 changed = connected.changed() => if changed.is_err() { return },
             }
         }

@@ -283,8 +283,12 @@ mod tests {
     #[test]
     fn lanes_are_drained_in_order_and_each_in_its_own() {
         use Lane::{Alert, Status, Telemetry};
-        let mut bench = Bench::new(&[(Telemetry, 1), (Status, 7), (Telemetry, 2), (Telemetry, 3), (Alert, 4)]);
-        assert_eq!(bench.ids(), ["alert-4", "status-7", "telemetry-1", "telemetry-2", "telemetry-3"]);
+        let mut bench =
+            Bench::new(&[(Telemetry, 1), (Status, 7), (Telemetry, 2), (Telemetry, 3), (Alert, 4)]);
+        assert_eq!(
+            bench.ids(),
+            ["alert-4", "status-7", "telemetry-1", "telemetry-2", "telemetry-3"]
+        );
     }
 
     #[test]
@@ -303,7 +307,10 @@ mod tests {
         let mut bench = Bench::new(&[(Lane::Alert, 3)]);
         let (token, _) = bench.next().unwrap();
         let published = Notice::Published { token, resent: false };
-        assert!(matches!(bench.forwarder.handle(&published, bench.now), Some(Fate::Published { .. })));
+        assert!(matches!(
+            bench.forwarder.handle(&published, bench.now),
+            Some(Fate::Published { .. })
+        ));
         assert_eq!(bench.forwarder.in_flight(), 1);
         let acknowledged = Notice::Acknowledged { token, no_subscribers: false };
         let Some(Fate::Delivered(flight)) = bench.forwarder.handle(&acknowledged, bench.now) else {
@@ -320,7 +327,10 @@ mod tests {
         let reason = Refusal::Broker { code: 0x97, text: "quota exceeded".to_owned() };
         let refused = Notice::Refused { token, reason };
         let fate = bench.forwarder.handle(&refused, bench.now);
-        assert!(matches!(fate, Some(Fate::Deferred { pause, .. }) if pause == DEFER_FIRST), "{fate:?}");
+        assert!(
+            matches!(fate, Some(Fate::Deferred { pause, .. }) if pause == DEFER_FIRST),
+            "{fate:?}"
+        );
         assert_eq!(bench.ids(), ["alert-2"]);
         bench.now = bench.forwarder.next_deferred().unwrap();
         assert_eq!(bench.ids(), ["alert-1"]);

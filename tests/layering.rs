@@ -16,14 +16,42 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("forwarder", &["event", "outbox", "uplink"]),
     ("driver", &["audio", "clock", "event", "outbox", "uplink", "voice"]),
     ("supervisor", &[]),
-    ("agent", &["audio", "cli", "clock", "config", "driver", "event", "forwarder", "outbox", "supervisor", "uplink", "voice"]),
+    (
+        "agent",
+        &[
+            "audio",
+            "cli",
+            "clock",
+            "config",
+            "driver",
+            "event",
+            "forwarder",
+            "outbox",
+            "supervisor",
+            "uplink",
+            "voice",
+        ],
+    ),
     ("sim", &["agent", "cli", "config", "driver", "event", "clock"]),
     ("cli", &["agent", "audio", "clock", "config", "driver", "event", "sim", "voice"]),
 ];
 
 /// What only the edge may name: domain modules are synchronous and do no IO.
-const IO: &[&str] = &["std::fs", "std::net", "std::os", "std::process", "std::thread", "tokio", "sled", "cpal", "axum", "hyper", "libc"];
-const DOMAIN: &[&str] = &["clock", "config", "event", "audio", "voice", "outbox", "uplink", "forwarder"];
+const IO: &[&str] = &[
+    "std::fs",
+    "std::net",
+    "std::os",
+    "std::process",
+    "std::thread",
+    "tokio",
+    "sled",
+    "cpal",
+    "axum",
+    "hyper",
+    "libc",
+];
+const DOMAIN: &[&str] =
+    &["clock", "config", "event", "audio", "voice", "outbox", "uplink", "forwarder"];
 
 fn sources(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -59,7 +87,9 @@ fn is_test_file(path: &Path) -> bool {
 
 /// The modules named as `crate::NAME`, alone or in a group of `use crate::{…}`.
 fn imports(code: &str) -> BTreeSet<String> {
-    let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let name = |text: &str| {
+        text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
+    };
     let mut found = BTreeSet::new();
     for (at, _) in code.match_indices("crate::") {
         let rest = &code[at + "crate::".len()..];
@@ -86,7 +116,9 @@ fn imports(code: &str) -> BTreeSet<String> {
 
 fn violations(module: &str, code: &str) -> Vec<String> {
     let allowed = MAY_IMPORT.iter().find(|(name, _)| *name == module).map(|(_, allowed)| *allowed);
-    let Some(allowed) = allowed else { return vec![format!("{module} has no place in the picture")] };
+    let Some(allowed) = allowed else {
+        return vec![format!("{module} has no place in the picture")];
+    };
     let mut found: Vec<_> = imports(code)
         .into_iter()
         .filter(|import| import != module && !allowed.contains(&import.as_str()))
@@ -119,5 +151,7 @@ fn a_wrong_import_would_be_found() {
     assert_eq!(violations("event", "use crate::driver::sys;"), ["event imports driver"]);
     assert_eq!(violations("event", "use crate::{clock::Rng, agent::{self, X}, cli};").len(), 2);
     assert_eq!(violations("outbox", "fn f() { std::fs::read(p) }"), ["outbox does IO: std::fs"]);
-    assert!(violations("forwarder", "use crate::{event::{Lane, json}, outbox::Record};").is_empty());
+    assert!(
+        violations("forwarder", "use crate::{event::{Lane, json}, outbox::Record};").is_empty()
+    );
 }

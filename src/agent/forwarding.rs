@@ -12,7 +12,7 @@ use crate::driver::outbox_writer::OutboxHandle;
 use crate::driver::{host, net, uplink as driver};
 use crate::forwarder::{Fate, Forwarder};
 use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
-use crate::uplink::{Credentials, Notice, Outgoing, Presence, Protocol, Settings};
+use crate::uplink::{Counters, Credentials, Notice, Outgoing, Presence, Protocol, Settings};
 
 /// Notices of the session that wait for the forwarder at most.
 const NOTICES: usize = 256;
@@ -98,7 +98,11 @@ async fn forward(plan: Plan, pump: Pump, rng: Rng, stop: Stop) -> Outcome {
     let (outgoing, taken) = mpsc::channel(1);
     let (noticed, notices) = mpsc::channel(NOTICES);
     let clock = pump.clock;
-    let session = driver::run(plan.url, plan.settings, taken, noticed, stop.receiver(), clock, rng);
+    let (counters, _) = watch::channel(Counters::default());
+    let wires =
+        driver::Wires { outgoing: taken, notices: noticed, counters, shutdown: stop.receiver() };
+    let config = driver::Config::new(plan.url, plan.settings);
+    let session = driver::run(config, wires, clock, rng);
     let (session, pump) = tokio::join!(session, pump.run(outgoing, notices));
     session.map_err(|e| e.to_string())?;
     pump
@@ -119,7 +123,7 @@ impl Pump {
         outgoing: mpsc::Sender<Outgoing>,
         mut notices: mpsc::Receiver<Notice>,
     ) -> Outcome {
-        let mut levels = self.outbox.watch();
+        let mut levels = self.outbox.levels();
         levels.mark_changed();
         loop {
             while let Some(wanted) = self.forwarder.wanted() {
@@ -204,7 +208,9 @@ impl Pump {
                 }
                 message.clone()
             }
-            Notice::Published { .. } | Notice::Acknowledged { .. } | Notice::Refused { .. } => return,
+            Notice::Published { .. } | Notice::Acknowledged { .. } | Notice::Refused { .. } => {
+                return;
+            }
         };
         tracing::info!("uplink: {line}");
         self.reporter.happened(Happening::Uplink(line));

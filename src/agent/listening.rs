@@ -58,10 +58,12 @@ impl ListenerFactory {
         Self(Box::new(|voice| {
             let settings = settings(voice)?;
             let places = models::search_path(Some(&voice.models));
-            let model = models::load(&places).map_err(|e| Failure::new(exit::CONFIG, e.to_string()))?;
+            let model =
+                models::load(&places).map_err(|e| Failure::new(exit::CONFIG, e.to_string()))?;
             let model: Arc<Model> = Arc::new(model);
             // Made once here, so that a wrong keyphrase ends the start with its message.
-            let mut first = Some(detector(&model, &settings).map_err(|e| Failure::new(exit::CONFIG, e))?);
+            let mut first =
+                Some(detector(&model, &settings).map_err(|e| Failure::new(exit::CONFIG, e))?);
             Ok(Box::new(move || {
                 let made = first.take().map_or_else(|| detector(&model, &settings), Ok)?;
                 Ok(Box::new(made) as Box<dyn Listener>)

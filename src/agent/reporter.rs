@@ -80,7 +80,12 @@ impl Reporter {
     fn accepted(&self, event_type: String, accepted: Vec<Accepted>) {
         for Accepted { id, lane, sequence, .. } in accepted {
             tracing::info!(id, %lane, sequence, event_type, "accepted");
-            self.happened(Happening::Accepted { id, lane, event_type: event_type.clone(), sequence });
+            self.happened(Happening::Accepted {
+                id,
+                lane,
+                event_type: event_type.clone(),
+                sequence,
+            });
         }
     }
 

@@ -37,7 +37,8 @@ const MAX_INPUT_BYTES: u64 = 1 << 30;
 /// 74: the input cannot be read or holds what is no CloudEvent; nothing of that batch was accepted.
 /// 69: no agent listens, or it refuses.
 pub async fn run(args: &Args, mut out: impl std::io::Write) -> Result<(), Failure> {
-    let name = args.file.as_deref().map_or("standard input".into(), |file| file.display().to_string());
+    let name =
+        args.file.as_deref().map_or("standard input".into(), |file| file.display().to_string());
     let events = parse(&name, &read(args.file.as_deref(), &name)?, args.lane)?;
     if events.is_empty() {
         return Err(Failure::new(exit::IO, format!("{name} holds no event")));
@@ -70,7 +71,8 @@ fn parse(name: &str, text: &[u8], lane: Option<Lane>) -> Result<Vec<Vec<u8>>, Fa
         let place = events.len() + 1;
         let wrong = |what: String| Failure::new(exit::IO, format!("{name}: event {place}: {what}"));
         let value = value.map_err(|e| wrong(format!("no JSON: {e}")))?;
-        let mut event: Event = json::parse(value.get().as_bytes()).map_err(|e| wrong(e.to_string()))?;
+        let mut event: Event =
+            json::parse(value.get().as_bytes()).map_err(|e| wrong(e.to_string()))?;
         if let Some(lane) = lane {
             let asked = Value::from(lane.as_str());
             event.set_extension("lane", asked).map_err(|e| wrong(e.to_string()))?;
@@ -102,7 +104,8 @@ async fn connect(socket: &Path) -> Result<SendRequest<Full<Bytes>>, Failure> {
         Failure::new(exit::UNAVAILABLE, message)
     };
     let stream = UnixStream::connect(socket).await.map_err(|e| unavailable(&e))?;
-    let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|e| unavailable(&e))?;
+    let (sender, connection) =
+        handshake(TokioIo::new(stream)).await.map_err(|e| unavailable(&e))?;
     #[allow(
         clippy::disallowed_methods,
         reason = "hyper wants its connection driven beside the requests; it ends with this command"

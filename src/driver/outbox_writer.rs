@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::clock::Clock;
 use crate::event::{Event, Lane};
 use crate::outbox::{
-    Accepted, MAX_COMMIT_EVENTS, Outbox, OutboxError, PageLimit, Position, Record, Store,
+    Accepted, Levels, MAX_COMMIT_EVENTS, Outbox, OutboxError, PageLimit, Position, Record, Store,
     check_batch,
 };
 
@@ -79,23 +79,23 @@ impl Append {
 #[derive(Debug, Clone)]
 pub struct OutboxHandle {
     requests: mpsc::Sender<Request>,
-    depths: watch::Receiver<[u64; 3]>,
+    levels: watch::Receiver<Levels>,
 }
 
 /// The writer's end of the handles.
 #[derive(Debug)]
 pub struct Requests {
     requests: mpsc::Receiver<Request>,
-    depths: watch::Sender<[u64; 3]>,
+    levels: watch::Sender<Levels>,
 }
 
 /// The two ends: handles for everybody, requests for [`run`].
 pub fn channel() -> (OutboxHandle, Requests) {
     let (sender, receiver) = mpsc::channel(QUEUED_REQUESTS);
-    let (depths_sender, depths) = watch::channel([0; 3]);
+    let (levels_sender, levels) = watch::channel(Levels::default());
     (
-        OutboxHandle { requests: sender, depths },
-        Requests { requests: receiver, depths: depths_sender },
+        OutboxHandle { requests: sender, levels },
+        Requests { requests: receiver, levels: levels_sender },
     )
 }
 
@@ -156,11 +156,11 @@ impl OutboxHandle {
         answer.await.map_err(|_| OutboxError::Closed)?
     }
 
-    /// Records in each lane as of the last commit; changes with each. Index: [`Lane::index`].
+    /// The state of the lanes as of the last commit; changes with each.
     ///
     /// All zero until [`run`] has begun.
-    pub fn depths(&self) -> watch::Receiver<[u64; 3]> {
-        self.depths.clone()
+    pub fn levels(&self) -> watch::Receiver<Levels> {
+        self.levels.clone()
     }
 }
 
@@ -180,13 +180,13 @@ pub fn run<S: Store>(
     let runtime = runtime.map_err(|e| OutboxError::Failed {
         cause: format!("the writer's timer cannot be made: {e}"),
     })?;
-    let Requests { requests, depths } = requests;
-    depths.send_replace(outbox.depth());
+    let Requests { requests, levels } = requests;
+    levels.send_replace(outbox.levels());
     let mut writer = Writer {
         outbox,
         clock,
         settings,
-        depths,
+        levels,
         waiting: VecDeque::new(),
         events: 0,
         removals: BTreeSet::new(),
@@ -199,7 +199,7 @@ struct Writer<S> {
     outbox: Outbox<S>,
     clock: Clock,
     settings: Settings,
-    depths: watch::Sender<[u64; 3]>,
+    levels: watch::Sender<Levels>,
     waiting: VecDeque<Append>,
     /// Events in `waiting`.
     events: usize,
@@ -350,8 +350,8 @@ impl<S: Store> Writer<S> {
         }
         match group.commit() {
             Ok(accepted) => {
-                // Depths first, so that whoever is told `accepted` finds its event counted.
-                self.depths.send_replace(self.outbox.depth());
+                // Levels first, so that whoever is told `accepted` finds its event counted.
+                self.levels.send_replace(self.outbox.levels());
                 for (places, reply) in answers {
                     let own = accepted.get(places).unwrap_or_default().to_vec();
                     let _ = reply.send(Ok(own));

@@ -83,7 +83,7 @@ fn an_alert_is_committed_at_once_and_takes_telemetry_along() {
         };
         let (telemetry, alert) = tokio::join!(waiting, alert);
         assert_eq!((telemetry.unwrap()[0].sequence, alert.unwrap()[0].sequence), (1, 1));
-        assert_eq!(*running.handle.depths().borrow(), [1, 0, 1]);
+        assert_eq!(running.handle.levels().borrow().records, [1, 0, 1]);
     });
     running.end().unwrap();
     assert_eq!(*commits.lock().unwrap(), 1);
@@ -149,9 +149,9 @@ fn a_removed_record_is_in_no_page_before_its_removal_is_committed() {
         let page = handle.page(Lane::Alert, None, one).await.unwrap();
         assert_eq!(page[0].position, Position(2));
         assert_eq!(*commits.lock().unwrap(), 2);
-        assert_eq!(*handle.depths().borrow(), [2, 0, 0]);
+        assert_eq!(handle.levels().borrow().records, [2, 0, 0]);
         handle.append(events(Lane::Alert, 3)).await.unwrap();
-        assert_eq!(*handle.depths().borrow(), [2, 0, 0]);
+        assert_eq!(handle.levels().borrow().records, [2, 0, 0]);
     });
     running.end().unwrap();
     assert_eq!(*commits.lock().unwrap(), 3, "the removal rode along");
@@ -163,10 +163,10 @@ fn removals_are_committed_after_a_bounded_time_without_company() {
     let running = start(MemoryStore::default(), settings);
     runtime().block_on(async {
         let handle = &running.handle;
-        let mut depths = handle.depths();
+        let mut levels = handle.levels();
         handle.append(events(Lane::Alert, 1)).await.unwrap();
         handle.remove(vec![(Lane::Alert, Position(1))]).await.unwrap();
-        let emptied = depths.wait_for(|depths| *depths == [0; 3]);
+        let emptied = levels.wait_for(|levels| levels.total() == 0);
         tokio::time::timeout(Duration::from_secs(10), emptied).await.unwrap().unwrap();
     });
     running.end().unwrap();

@@ -52,7 +52,7 @@ mod store;
 
 pub use error::OutboxError;
 pub use queue::{
-    Accepted, Group, MAX_COMMIT_BYTES, MAX_COMMIT_EVENTS, MAX_SOURCE_BYTES, MAX_SOURCES, Outbox,
-    PageLimit, Position, Record, check_batch, sequence_text,
+    Accepted, Group, Levels, MAX_COMMIT_BYTES, MAX_COMMIT_EVENTS, MAX_SOURCE_BYTES, MAX_SOURCES,
+    Outbox, PageLimit, Position, Record, check_batch, sequence_text,
 };
 pub use store::{Batch, Pair, Store, StoreError};

@@ -77,6 +77,22 @@ pub struct PageLimit {
     pub bytes: usize,
 }
 
+/// The state of the lanes. Index of both: [`Lane::index`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Levels {
+    /// Records in each lane.
+    pub records: [u64; 3],
+    /// The position given last in each lane; the record may be removed already.
+    pub tails: [Option<Position>; 3],
+}
+
+impl Levels {
+    /// Records in all lanes.
+    pub fn total(&self) -> u64 {
+        self.records.iter().sum()
+    }
+}
+
 /// What is committed besides records and counters. Index: [`Lane::index`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -199,6 +215,12 @@ impl<S: Store> Outbox<S> {
     /// Records in each lane. Index: [`Lane::index`].
     pub fn depth(&self) -> [u64; 3] {
         self.state.records
+    }
+
+    /// How much there is and how far it reaches, as of the last commit.
+    pub fn levels(&self) -> Levels {
+        let tail = |next: u64| (next > 1).then(|| Position(next - 1));
+        Levels { records: self.state.records, tails: self.state.next_position.map(tail) }
     }
 
     /// Bytes of frames in each lane. Index: [`Lane::index`].

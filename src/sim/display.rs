@@ -133,7 +133,8 @@ impl<W: Write + IsTerminal> Display<W> {
 
     /// The last lines.
     pub fn finish(&mut self) {
-        let Totals { detected, accepted, published, acknowledged, waiting, not_shown } = self.totals;
+        let Totals { detected, accepted, published, acknowledged, waiting, not_shown } =
+            self.totals;
         self.line(
             "done",
             &format!(
