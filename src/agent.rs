@@ -136,6 +136,9 @@ impl Parts {
 ///
 /// # Errors
 /// The handlers cannot be installed.
+///
+/// # Panics
+/// Outside a tokio runtime.
 pub fn signals() -> Result<impl Future<Output = &'static str>, Failure> {
     use tokio::signal::unix::{SignalKind, signal};
     let install = |kind| {
@@ -188,13 +191,14 @@ pub async fn run(
 
     let mut connected =
         forwarding::start(&mut supervisor, uplink, &outbox, &reporter, clock, rng.fork());
-    reporter.report(&started()).await.map_err(|e| Failure::new(exit::IO, e))?;
     if let Some(path) = config.ingest.socket.clone() {
         start_ingest(&mut supervisor, path, &outbox).await?;
     }
     if let Some(plan) = listening {
         listening::start(&mut supervisor, plan, &reporter, clock);
     }
+    // Last, since a status waits for company: nothing that matters more waits for it.
+    reporter.report(&started()).await.map_err(|e| Failure::new(exit::IO, e))?;
     let ended = watch_over(stop, &mut reports, &reporter, &outbox, clock).await;
 
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);

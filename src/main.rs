@@ -19,6 +19,8 @@ fn main() -> ExitCode {
         }
     };
     log(cli.default_log_level());
+    // One line in the log instead of a page on standard error; the supervisor does the rest.
+    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
     match cli::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

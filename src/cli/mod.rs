@@ -75,6 +75,9 @@ impl Cli {
     pub fn default_log_level(&self) -> &'static str {
         match self.command {
             Command::Run(_) => "info",
+            // The embedded broker calls every hang-up an error.
+            #[cfg(feature = "simulator")]
+            Command::Simulate(_) => "warn,rumqttd=off",
             _ => "warn",
         }
     }

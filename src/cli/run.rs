@@ -20,5 +20,8 @@ pub struct Args {
 /// again and again.
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let loaded = config::load(&args.config)?;
-    runtime()?.block_on(agent::run(loaded.config, agent::Parts::device(), agent::signals()?))
+    runtime()?.block_on(async {
+        let stop = agent::signals()?;
+        agent::run(loaded.config, agent::Parts::device(), stop).await
+    })
 }

@@ -106,3 +106,17 @@ fn wrong_types_are_problems_and_no_panic() {
         assert_eq!(problems(text).len(), 1, "{text}: {:?}", problems(text));
     }
 }
+
+#[test]
+fn the_reference_has_every_key_with_its_default_and_no_other() {
+    let reference = include_str!("../../docs/configuration.md");
+    let documented: Vec<(String, String)> = reference
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `"))
+        .filter_map(|row| row.split_once("` | `"))
+        .filter_map(|(key, rest)| Some((key.to_owned(), rest.split_once("` |")?.0.to_owned())))
+        .collect();
+    let loaded = load("f", "", std::iter::empty()).unwrap();
+    let real: Vec<_> = loaded.settings.into_iter().map(|s| (s.key, s.value)).collect();
+    assert_eq!(documented, real);
+}
