@@ -1,0 +1,133 @@
+//! Power cuts: a recorded run of the outbox, replayed up to random points with what was not synced
+//! lost by chance, must open every time and hold everything that had been reported accepted.
+//!
+//! `HARK_CUTS` sets how many cuts each test makes (default 60). The control is the same run with
+//! hark's `fdatasync` turned back into what sled does by itself, and must break the promise:
+//! otherwise these tests could not fail.
+
+#![allow(clippy::disallowed_methods, reason = "runs real processes under real time")]
+
+#[path = "power/disk.rs"]
+mod disk;
+#[path = "power/workload.rs"]
+mod workload;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use disk::{Disk, Operation};
+use hark::clock::Rng;
+use hark::driver::sled_store::SledStore;
+use hark::outbox::Outbox;
+use workload::{NOTES, OUTBOX, Plan, Promise};
+
+const CHILD: &str = "HARK_TEST_CHILD";
+
+/// Not a test: what the recorded process runs.
+#[test]
+fn child() {
+    let Ok(arguments) = std::env::var(CHILD) else { return };
+    let mut words = arguments.split(' ');
+    let mut next = || words.next().unwrap();
+    let root = next().to_owned();
+    let plan = Plan {
+        seed: next().parse().unwrap(),
+        commits: next().parse().unwrap(),
+        large: next() == "large",
+    };
+    workload::run(Path::new(&root), plan);
+}
+
+/// Two processes one after the other on the same outbox: cuts fall into opening, too.
+fn record(large: bool, commits: usize, downgrade: bool) -> Vec<Operation> {
+    let scratch = tempfile::tempdir().unwrap();
+    let recorder = disk::compile_recorder(scratch.path());
+    let root = scratch.path().canonicalize().unwrap().join("root");
+    std::fs::create_dir(&root).unwrap();
+    let log = scratch.path().join("log");
+    for seed in [1, 2] {
+        let size = if large { "large" } else { "small" };
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child
+            .args(["--exact", "child", "--nocapture"])
+            .env(CHILD, format!("{} {seed} {commits} {size}", root.display()))
+            .env("LD_PRELOAD", &recorder)
+            .env("HARK_RECORD_ROOT", &root)
+            .env("HARK_RECORD_LOG", &log);
+        if downgrade {
+            child.env("HARK_DOWNGRADE", "1");
+        }
+        let output = child.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    disk::read_log(&log)
+}
+
+/// Opens what a cut left.
+fn verify(notes: &str, root: &Path) -> Result<(), String> {
+    let mut promise = Promise::read(notes);
+    if !root.exists() {
+        return Ok(());
+    }
+    let store = SledStore::open(&root.join(OUTBOX)).map_err(|e| format!("open: {e}"))?;
+    let mut outbox = Outbox::open(store).map_err(|e| format!("open: {e}"))?;
+    promise.check(&outbox)?;
+    promise.check_next(&mut outbox)
+}
+
+fn cuts() -> usize {
+    std::env::var("HARK_CUTS").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
+}
+
+/// Makes cuts; returns what went wrong, by cut.
+fn replay(operations: &[Operation], disk: Disk) -> BTreeMap<usize, String> {
+    let mut broken = BTreeMap::new();
+    let shared_memory = Path::new("/dev/shm");
+    for number in 0..cuts() {
+        let mut rng = Rng::from_seed(number as u64);
+        let at = 1 + rng.u64() as usize % operations.len();
+        let target = if shared_memory.is_dir() {
+            tempfile::tempdir_in(shared_memory).unwrap()
+        } else {
+            tempfile::tempdir().unwrap()
+        };
+        let notes = disk::cut(operations, at, disk, &mut rng, NOTES, target.path());
+        if let Err(problem) = verify(&notes, target.path()) {
+            broken.insert(at, problem);
+        }
+    }
+    broken
+}
+
+fn assert_kept(large: bool, commits: usize) {
+    let operations = record(large, commits, false);
+    let syncs = operations.iter().filter(|o| o.kind == b'F' && o.path.ends_with("/db")).count();
+    assert!(syncs >= 2 * commits, "{syncs} syncs of sled's log for {} commits", 2 * commits);
+    for disk in [Disk::VolatileCache, Disk::NoCache] {
+        let broken = replay(&operations, disk);
+        println!("{disk:?}: {} of {} cuts kept all", cuts() - broken.len(), cuts());
+        assert!(broken.is_empty(), "{disk:?}: {broken:#?}");
+    }
+}
+
+#[test]
+fn small_commits_survive_power_cuts() {
+    assert_kept(false, 150);
+}
+
+#[test]
+fn commits_of_more_than_a_segment_survive_power_cuts() {
+    assert_kept(true, 15);
+}
+
+#[test]
+fn control_without_the_sync_accepted_events_are_lost() {
+    let operations = record(false, 150, true);
+    assert!(operations.iter().any(|o| o.kind == b'S'), "the sync was not left out");
+    for disk in [Disk::VolatileCache, Disk::NoCache] {
+        let broken = replay(&operations, disk);
+        println!("{disk:?}: {} of {} cuts kept all", cuts() - broken.len(), cuts());
+        assert!(!broken.is_empty(), "{disk:?}: nothing was lost without a sync: the test is blind");
+    }
+}
