@@ -1,6 +1,7 @@
 //! kill -9 at random moments, on one and the same outbox: whatever was reported accepted is there,
 //! byte for byte, and sequences go on without a gap.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 #![allow(clippy::disallowed_methods, reason = "runs and kills real processes")]
 
 #[path = "power/workload.rs"]

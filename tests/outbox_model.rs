@@ -4,6 +4,8 @@
 //! The model is a list a lane. After a crash the group that was under way may be there or not, which
 //! the fault decides; nothing else may differ.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use hark::clock::{ClockState, WallTime};
 use hark::event::{Event, Lane, json};
 use hark::outbox::memory::{Fault, FaultyStore, MemoryStore};

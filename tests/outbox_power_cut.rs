@@ -5,6 +5,7 @@
 //! hark's `fdatasync` turned back into what sled does by itself, and must break the promise:
 //! otherwise these tests could not fail.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 #![allow(clippy::disallowed_methods, reason = "runs real processes under real time")]
 
 #[path = "power/disk.rs"]

@@ -5,6 +5,7 @@
 //! or `fsync` of the same file must have begun and returned 0. The control is the same process with
 //! hark's `fdatasync` turned back into what sled does by itself; there, no event may pass.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 #![allow(clippy::disallowed_methods, reason = "runs real processes under real time")]
 
 #[path = "power/disk.rs"]

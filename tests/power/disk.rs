@@ -129,7 +129,7 @@ pub(crate) fn cut(
         }
     }
     let journalled = barrier + rng.u64() % (cut as u64 - barrier + 1);
-    let piece = if rng.u64() % 2 == 0 { 512 } else { 4096 };
+    let piece = if rng.u64().is_multiple_of(2) { 512 } else { 4096 };
     let survival = [0.0, 0.0, 0.3, 0.7, 0.95][(rng.u64() % 5) as usize];
     fs::create_dir_all(target).unwrap();
     for (path, entry) in durable_names(operations, journalled, notes) {
@@ -207,7 +207,7 @@ fn contents(
         }
     }
     // The new size is in the journal, or it is not.
-    if rng.u64() % 2 == 0 {
+    if rng.u64().is_multiple_of(2) {
         content.truncate(durable_size);
     }
     content
