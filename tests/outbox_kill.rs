@@ -24,7 +24,7 @@ fn child() {
     let Ok(arguments) = std::env::var(CHILD) else { return };
     let (root, seed) = arguments.rsplit_once(' ').unwrap();
     let plan = Plan { seed: seed.parse().unwrap(), commits: usize::MAX, large: false };
-    workload::run(Path::new(root), plan);
+    drop(workload::run(Path::new(root), plan));
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! What a disk holds after the power went: a recording, replayed up to a point.
 //!
-//! Two kinds of disk. *A*: with a volatile cache; only `fsync` and `fdatasync` are a barrier, and
+//! Three kinds of disk. *A*: with a volatile cache; only `fsync` and `fdatasync` are a barrier, and
 //! `sync_file_range` is worth nothing. *B*: without one; `sync_file_range` makes data durable, but
 //! the size of a file and its name only a sync does. In both, names are journalled in order: what
 //! was done before the last sync of anything is there, what came later up to a random point.
+//! *C*: as A, on a file system that promises no more than POSIX does for a new name: it is there
+//! once its directory was synced, and by chance before that.
 //! Of data behind the last barrier, each piece survives by chance.
 
 use std::collections::BTreeMap;
@@ -24,8 +26,12 @@ pub(crate) struct Operation {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Disk {
+    /// A.
     VolatileCache,
+    /// B.
     NoCache,
+    /// C.
+    NoJournal,
 }
 
 /// Compiles the recorder; returns the library to preload.
@@ -132,11 +138,19 @@ pub(crate) fn cut(
     let piece = if rng.u64().is_multiple_of(2) { 512 } else { 4096 };
     let survival = [0.0, 0.0, 0.3, 0.7, 0.95][(rng.u64() % 5) as usize];
     fs::create_dir_all(target).unwrap();
-    for (path, entry) in durable_names(operations, journalled, notes) {
+    let mut entries = durable_names(operations, journalled, notes);
+    if disk == Disk::NoJournal {
+        entries.retain(|path, _| is_synced_name(operations, path) || rng.u64().is_multiple_of(2));
+    }
+    for (path, entry) in &entries {
+        // Sorted by path: a directory that is there has been made by now.
+        if !target.join(path).parent().is_some_and(Path::is_dir) {
+            continue;
+        }
         match entry {
-            None => fs::create_dir_all(target.join(path)).unwrap(),
+            None => fs::create_dir(target.join(path)).unwrap(),
             Some(file) => {
-                let content = contents(&files[file], journalled, piece, survival, rng);
+                let content = contents(&files[*file], journalled, piece, survival, rng);
                 fs::write(target.join(path), content).unwrap();
             }
         }
@@ -171,6 +185,18 @@ fn durable_names<'a>(
         files += usize::from(created);
     }
     names
+}
+
+/// Whether the directory was synced after the name was last given.
+fn is_synced_name(operations: &[Operation], path: &str) -> bool {
+    let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let gives = |operation: &Operation| match operation.kind {
+        b'C' => operation.path == path,
+        b'R' => operation.data == path.as_bytes(),
+        _ => false,
+    };
+    let given = operations.iter().rposition(gives).unwrap_or(0) as u64;
+    operations.iter().any(|o| o.kind == b'F' && o.path == parent && o.offset > given)
 }
 
 fn contents(

@@ -188,8 +188,9 @@ pub(crate) struct Plan {
     pub(crate) large: bool,
 }
 
-/// Opens the outbox in `root`, settles what a killed run left, and commits as planned, taking notes.
-pub(crate) fn run(root: &Path, plan: Plan) {
+/// Opens the outbox in `root`, settles what a killed run left, and commits as planned, taking
+/// notes; returns it open.
+pub(crate) fn run(root: &Path, plan: Plan) -> Outbox<SledStore> {
     let notes = std::fs::read_to_string(root.join(NOTES)).unwrap_or_default();
     let mut promise = Promise::read(&notes);
     let mut file =
@@ -215,6 +216,7 @@ pub(crate) fn run(root: &Path, plan: Plan) {
         note("done\n");
         promise.apply(&noted);
     }
+    outbox
 }
 
 fn plan_commit(rng: &mut Rng, promise: &Promise, first: u64, large: bool) -> Noted {
