@@ -191,10 +191,10 @@ impl<S: Store> Outbox<S> {
             None => Some(0),
             Some(Position(after)) => after.checked_add(1),
         };
-        let Some(first) = first else { return Ok(Vec::new()) };
+        let Some(first) = first.filter(|_| limit.records > 0) else { return Ok(Vec::new()) };
         let mut page = PageBuilder { lane, limit, records: Vec::new(), bytes: 0, joining: None };
         let (mut from, to) = (keys::part(lane, Position(first), 0), keys::lane_end(lane));
-        while limit.records > 0 {
+        loop {
             let pairs = self.store.range(&from, &to, READ_PAIRS).map_err(OutboxError::Read)?;
             for (key, value) in &pairs {
                 if page.add(key, value)? == Full::Yes {

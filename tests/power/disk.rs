@@ -1,0 +1,240 @@
+//! What a disk holds after the power went: a recording, replayed up to a point.
+//!
+//! Three kinds of disk. *A*: with a volatile cache; only `fsync` and `fdatasync` are a barrier, and
+//! `sync_file_range` is worth nothing. *B*: without one; `sync_file_range` makes data durable, but
+//! the size of a file and its name only a sync does. In both, names are journalled in order: what
+//! was done before the last sync of anything is there, what came later up to a random point.
+//! *C*: as A, on a file system that promises no more than POSIX does for a new name: it is there
+//! once its directory was synced, and by chance before that.
+//! Of data behind the last barrier, each piece survives by chance.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use hark::clock::Rng;
+
+/// One operation of the recorded process.
+#[derive(Debug, Clone)]
+pub(crate) struct Operation {
+    pub(crate) kind: u8,
+    pub(crate) path: String,
+    pub(crate) offset: u64,
+    pub(crate) data: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Disk {
+    /// A.
+    VolatileCache,
+    /// B.
+    NoCache,
+    /// C.
+    NoJournal,
+}
+
+/// Compiles the recorder; returns the library to preload.
+pub(crate) fn compile_recorder(directory: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/power/recorder.c");
+    let library = directory.join("recorder.so");
+    let status = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
+        .args([&library, &source])
+        .status()
+        .expect("`cc` compiles the recorder: install gcc");
+    assert!(status.success());
+    library
+}
+
+/// Reads a log; `F` and `S` then count the operations they cover from its beginning.
+pub(crate) fn read_log(path: &Path) -> Vec<Operation> {
+    let bytes = fs::read(path).unwrap();
+    let mut operations: Vec<Operation> = Vec::new();
+    let (mut at, mut base) = (0, 0);
+    let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+    while at < bytes.len() {
+        let kind = bytes[at];
+        let path_length = usize::from(u16::from_le_bytes([bytes[at + 1], bytes[at + 2]]));
+        let (mut offset, length) = (number(at + 3), number(at + 11) as usize);
+        at += 19;
+        let path = String::from_utf8(bytes[at..at + path_length].to_vec()).unwrap();
+        at += path_length;
+        match kind {
+            b'P' => base = operations.len() as u64,
+            b'F' | b'S' => offset += base,
+            _ => {}
+        }
+        operations.push(Operation { kind, path, offset, data: bytes[at..at + length].to_vec() });
+        at += length;
+    }
+    operations
+}
+
+#[derive(Default)]
+struct FileState<'a> {
+    /// Operation, offset, data; a truncation has no data and stands as `None`.
+    writes: Vec<(u64, u64, Option<&'a [u8]>)>,
+    /// Operations before this one are durable, data and size.
+    synced: u64,
+    /// Writes before this one are durable, their data only.
+    ranged: u64,
+}
+
+/// Makes `target` what the disk holds when the power goes after `cut` operations; returns the notes
+/// that had been taken.
+pub(crate) fn cut(
+    operations: &[Operation],
+    cut: usize,
+    disk: Disk,
+    rng: &mut Rng,
+    notes: &str,
+    target: &Path,
+) -> String {
+    let operations = &operations[..cut];
+    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut files: Vec<FileState<'_>> = Vec::new();
+    let mut taken = Vec::new();
+    let mut barrier = 0;
+    for (at, operation) in operations.iter().enumerate() {
+        let (at, path) = (at as u64, operation.path.as_str());
+        if path == notes {
+            if operation.kind == b'W' {
+                taken.extend_from_slice(&operation.data);
+            }
+            continue;
+        }
+        let file = names.get(path).copied();
+        match (operation.kind, file) {
+            (b'C', _) => {
+                names.insert(path, files.len());
+                files.push(FileState::default());
+            }
+            (b'W', Some(file)) => {
+                files[file].writes.push((at, operation.offset, Some(&operation.data)));
+            }
+            (b'T', Some(file)) => files[file].writes.push((at, operation.offset, None)),
+            (b'R', Some(file)) => {
+                names.remove(path);
+                names.insert(std::str::from_utf8(&operation.data).unwrap(), file);
+            }
+            (b'U', _) => {
+                names.remove(path);
+            }
+            (b'F', file) => {
+                barrier = barrier.max(operation.offset);
+                if let Some(file) = file {
+                    files[file].synced = files[file].synced.max(operation.offset);
+                }
+            }
+            (b'S', Some(file)) if disk == Disk::NoCache => {
+                files[file].ranged = files[file].ranged.max(operation.offset);
+            }
+            (b'S' | b'P', _) => {}
+            other => panic!("operation {other:?} on unknown file {path}"),
+        }
+    }
+    let journalled = barrier + rng.u64() % (cut as u64 - barrier + 1);
+    let piece = if rng.u64().is_multiple_of(2) { 512 } else { 4096 };
+    let survival = [0.0, 0.0, 0.3, 0.7, 0.95][(rng.u64() % 5) as usize];
+    fs::create_dir_all(target).unwrap();
+    let mut entries = durable_names(operations, journalled, notes);
+    if disk == Disk::NoJournal {
+        entries.retain(|path, _| is_synced_name(operations, path) || rng.u64().is_multiple_of(2));
+    }
+    for (path, entry) in &entries {
+        // Sorted by path: a directory that is there has been made by now.
+        if !target.join(path).parent().is_some_and(Path::is_dir) {
+            continue;
+        }
+        match entry {
+            None => fs::create_dir(target.join(path)).unwrap(),
+            Some(file) => {
+                let content = contents(&files[*file], journalled, piece, survival, rng);
+                fs::write(target.join(path), content).unwrap();
+            }
+        }
+    }
+    String::from_utf8(taken).unwrap()
+}
+
+/// Names by the journal; a directory has no file.
+fn durable_names<'a>(
+    operations: &'a [Operation],
+    journalled: u64,
+    notes: &str,
+) -> BTreeMap<&'a str, Option<usize>> {
+    let mut names = BTreeMap::new();
+    let mut files = 0;
+    for (at, operation) in operations.iter().enumerate().filter(|(_, o)| o.path != notes) {
+        let path = operation.path.as_str();
+        let created = operation.kind == b'C';
+        if at as u64 >= journalled {
+            break;
+        }
+        match operation.kind {
+            b'C' if operation.offset == 1 => drop(names.insert(path, None)),
+            b'C' => drop(names.insert(path, Some(files))),
+            b'U' => drop(names.remove(path)),
+            b'R' => {
+                let file = names.remove(path).expect("renamed from a known name");
+                names.insert(std::str::from_utf8(&operation.data).unwrap(), file);
+            }
+            _ => {}
+        }
+        files += usize::from(created);
+    }
+    names
+}
+
+/// Whether the directory was synced after the name was last given.
+fn is_synced_name(operations: &[Operation], path: &str) -> bool {
+    let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let gives = |operation: &Operation| match operation.kind {
+        b'C' => operation.path == path,
+        b'R' => operation.data == path.as_bytes(),
+        _ => false,
+    };
+    let given = operations.iter().rposition(gives).unwrap_or(0) as u64;
+    operations.iter().any(|o| o.kind == b'F' && o.path == parent && o.offset > given)
+}
+
+fn contents(
+    file: &FileState<'_>,
+    journalled: u64,
+    piece: usize,
+    survival: f64,
+    rng: &mut Rng,
+) -> Vec<u8> {
+    let mut content: Vec<u8> = Vec::new();
+    let mut durable_size = 0;
+    for &(at, offset, data) in &file.writes {
+        let offset = offset as usize;
+        let Some(data) = data else {
+            if at < file.synced || at < journalled {
+                content.truncate(offset);
+                durable_size = durable_size.min(offset);
+            }
+            continue;
+        };
+        let end = offset + data.len();
+        if at < file.synced {
+            durable_size = durable_size.max(end);
+        }
+        let durable = at < file.synced || at < file.ranged;
+        let mut from = offset;
+        while from < end {
+            let to = ((from / piece + 1) * piece).min(end);
+            if durable || rng.unit() < survival {
+                content.resize(content.len().max(to), 0);
+                content[from..to].copy_from_slice(&data[from - offset..to - offset]);
+            }
+            from = to;
+        }
+    }
+    // The new size is in the journal, or it is not.
+    if rng.u64().is_multiple_of(2) {
+        content.truncate(durable_size);
+    }
+    content
+}
