@@ -22,6 +22,8 @@ pub(super) struct Entry {
     pub(super) attempted: bool,
     /// Any earlier connection sent it: the next send is a repetition to whoever counts.
     pub(super) repeated: bool,
+    /// Connections that broke while it was the only one sent.
+    probes: u8,
 }
 
 #[derive(Debug, Default)]
@@ -46,7 +48,13 @@ impl InFlight {
     }
 
     pub(super) fn push(&mut self, outgoing: Outgoing) {
-        self.entries.push_back(Entry { outgoing, packet_id: 0, attempted: false, repeated: false });
+        self.entries.push_back(Entry {
+            outgoing,
+            packet_id: 0,
+            attempted: false,
+            repeated: false,
+            probes: 0,
+        });
     }
 
     /// The next entry to send.
@@ -75,6 +83,18 @@ impl InFlight {
         let at = self.entries.iter().take(self.sent).position(|e| e.packet_id == packet_id)?;
         self.sent -= 1;
         self.entries.remove(at)
+    }
+
+    /// The connection broke while the first entry was the only one sent. Returns it when that
+    /// happened `limit` times.
+    pub(super) fn probe_failed(&mut self, limit: u8) -> Option<Entry> {
+        let first = self.entries.front_mut().filter(|_| self.sent == 1)?;
+        first.probes = first.probes.saturating_add(1);
+        if first.probes < limit {
+            return None;
+        }
+        self.sent = 0;
+        self.entries.pop_front()
     }
 
     /// A new connection: everything has to be sent again. Without the old session nothing of it is

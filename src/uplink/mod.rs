@@ -14,6 +14,9 @@
 //!   broker's Receive Maximum; so a reconnect repeats at most one window.
 //! - What is sent again goes in the order of the first time: with DUP and the same packet id when
 //!   the broker kept the session, as a fresh publish when it did not.
+//! - One publish that a broker answers with a reset cannot hold up the others for ever: after
+//!   two connections without any PUBACK, one publish at a time is sent until one is answered, and
+//!   one that breaks three such connections is given back as [`Refusal::Unanswered`].
 //! - Everything is bounded: the window, the receive buffer (one packet), the send buffer
 //!   ([`SEND_MARK`] and one packet), every wait.
 //!

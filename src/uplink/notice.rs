@@ -106,6 +106,16 @@ pub enum Refusal {
     /// A Content Type over 65535 bytes; it was never sent.
     #[error("content type is over 65535 bytes")]
     InvalidContentType,
+    /// Sent alone, and instead of a PUBACK the connection broke, several times in a row. That is how
+    /// some brokers answer what they do not like; it may also have been the network.
+    #[error(
+        "connection broke {connections} times in a row after this publish was sent alone: see the \
+         broker's log for a packet too large or a topic not allowed"
+    )]
+    Unanswered {
+        /// How often.
+        connections: u8,
+    },
     /// A negative PUBACK (MQTT 5 §3.4.2.1).
     #[error("broker refused the publish: {text} (0x{code:02x})")]
     Broker {

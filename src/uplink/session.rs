@@ -26,6 +26,14 @@ use super::{
 /// before an alert that comes next: an alert handed in is behind these bytes and one packet.
 pub const SEND_MARK: usize = 8 * 1024;
 
+/// After this many connections without a PUBACK, publishes go out one at a time until one is
+/// answered. mosquitto 2.0.11 closes the connection after a negative PUBACK; when more publishes
+/// were under way, its reset destroys that PUBACK before it is read, every time anew. It resets
+/// MQTT 3.1.1 connections for a packet over its limit, with no PUBACK at all.
+const PROBE_AFTER: u32 = 2;
+/// A publish that broke this many connections, alone, is given back.
+const PROBES: u8 = 3;
+
 /// Ends a connection that broke the protocol (MQTT 5 §3.14.2.1).
 const PROTOCOL_ERROR: u8 = 0x82;
 /// Ends a connection in order, but has the broker publish the will.
@@ -40,6 +48,8 @@ struct Link {
     limit: usize,
     last_sent: Instant,
     last_heard: Instant,
+    /// A PUBACK for a publish has come.
+    answered: bool,
     /// Set by `close`: until when PUBACKs are waited for.
     draining: Option<Instant>,
 }
@@ -70,6 +80,8 @@ pub struct Session {
     retry_at_once: bool,
     closed: bool,
     last_close: Option<CloseReason>,
+    /// Connections in a row on which publishes were sent and none was answered.
+    fruitless: u32,
 }
 
 impl Session {
@@ -93,6 +105,7 @@ impl Session {
             retry_at_once: false,
             closed: false,
             last_close: None,
+            fruitless: 0,
         })
     }
 
@@ -305,6 +318,15 @@ impl Session {
         self.inflight.unacknowledged() + self.presence.unacknowledged() < link.receive_maximum
     }
 
+    /// Whether publishes go out one at a time on this connection, and one is out.
+    fn awaiting_probe(&self) -> bool {
+        self.probing() && self.inflight.unacknowledged() > 0
+    }
+
+    fn probing(&self) -> bool {
+        matches!(&self.state, State::Active(link) if !link.answered && self.fruitless >= PROBE_AFTER)
+    }
+
     fn send_limit(&self) -> usize {
         match &self.state {
             State::Active(link) => link.limit,
@@ -338,7 +360,7 @@ impl Session {
 
     fn send_publishes(&mut self, out: &mut BytesMut) {
         let draining = matches!(&self.state, State::Active(link) if link.draining.is_some());
-        while !draining && out.len() < SEND_MARK && self.may_send() {
+        while !draining && out.len() < SEND_MARK && self.may_send() && !self.awaiting_probe() {
             let Some(entry) = self.inflight.next() else { return };
             let (token, dup, resent) = (entry.outgoing.token, entry.attempted, entry.repeated);
             let known_id = entry.packet_id;
@@ -442,6 +464,7 @@ impl Session {
             limit: limit as usize,
             last_sent: now,
             last_heard: now,
+            answered: false,
             draining: None,
         });
         self.inflight.reconnected(session_present);
@@ -459,6 +482,10 @@ impl Session {
             }
         } else if let Some(entry) = self.inflight.acknowledge(packet_id) {
             let token = entry.outgoing.token;
+            self.fruitless = 0;
+            if let State::Active(link) = &mut self.state {
+                link.answered = true;
+            }
             match negative {
                 Some(reason) => self.refused(token, reason),
                 None => {
@@ -521,6 +548,16 @@ impl Session {
 
     /// Ends this connection, saying DISCONNECT with `goodbye` where there is one.
     fn end(&mut self, reason: CloseReason, goodbye: Option<u8>) {
+        let probing = self.probing();
+        if let State::Active(Link { answered: false, draining: None, .. }) = self.state
+            && self.inflight.unacknowledged() > 0
+        {
+            self.fruitless = self.fruitless.saturating_add(1);
+            if probing && let Some(entry) = self.inflight.probe_failed(PROBES) {
+                let reason = Refusal::Unanswered { connections: PROBES };
+                self.refused(entry.outgoing.token, reason);
+            }
+        }
         if let Some(code) = goodbye {
             codec::disconnect(self.negotiation.current(), code, &mut self.control);
         }

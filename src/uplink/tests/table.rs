@@ -503,3 +503,44 @@ fn closing_without_a_connection_is_done_at_once() {
     wire.session.close(wire.now);
     assert!(wire.session.finished());
 }
+
+/// What mosquitto 2.0.11 does with a publish that its access rules forbid, and a broker of 3.1.1 with
+/// one over its limit: without probing, the publishes behind it would never get through.
+#[test]
+fn a_publish_answered_by_a_reset_is_given_back_and_the_others_get_through() {
+    let mut wire = Wire::active(V311, settings(), Grants::default());
+    for token in 1..=3 {
+        wire.session.publish(outgoing(token, 0)).expect("a slot");
+    }
+    let mut acknowledged = Vec::new();
+    let mut given_back = Vec::new();
+    for connection in 0..10 {
+        let sent: Vec<_> = wire.publishes().into_iter().filter(|p| !p.retain).collect();
+        let poison = sent.iter().any(|p| p.token() == Some(1));
+        assert!(connection < 2 || !poison || sent.len() == 1, "sent alone");
+        for publish in sent.iter().filter(|_| !poison) {
+            wire.hear(&peer::puback(V311, publish.packet_id, 0));
+        }
+        if !poison {
+            // Once one was answered, the window is open again.
+            for publish in wire.publishes() {
+                wire.hear(&peer::puback(V311, publish.packet_id, 0));
+            }
+        }
+        wire.cut();
+        for notice in wire.notices() {
+            match notice {
+                Notice::Acknowledged { token, .. } => acknowledged.push(token),
+                Notice::Refused { token, reason } => {
+                    assert_eq!(reason, Refusal::Unanswered { connections: 3 });
+                    given_back.push((connection, token));
+                }
+                _ => {}
+            }
+        }
+        wire.connect();
+        wire.hear(&peer::connack(V311, true, Grants::default()));
+    }
+    assert_eq!(given_back, [(4, 1)]);
+    assert_eq!(acknowledged, [2, 3]);
+}
