@@ -6,6 +6,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
+pub mod agent;
 pub mod mosquitto;
 pub mod proxy;
 pub mod uplink;
