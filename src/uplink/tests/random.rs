@@ -136,7 +136,7 @@ impl World {
                     self.log.handed_in.insert(token);
                 }
             }
-            Step::ToBroker(bytes) => self.to_broker(*bytes),
+            Step::ToBroker(bytes) => self.carry_up(*bytes),
             Step::ToDevice(bytes) => {
                 let bytes = self.down.split_to((*bytes).min(self.down.len()));
                 self.session.handle_bytes(self.now, &bytes);
@@ -220,7 +220,7 @@ impl World {
         }
     }
 
-    fn to_broker(&mut self, bytes: usize) {
+    fn carry_up(&mut self, bytes: usize) {
         let bytes = self.up.split_to(bytes.min(self.up.len()));
         for seen in self.broker.read(&bytes) {
             match seen {
