@@ -68,11 +68,9 @@ pub enum OpenError {
         path: String,
     },
     /// sled refuses it.
-    #[error("open outbox: sled cannot read {path}: {cause}")]
+    #[error("open outbox: {cause}")]
     Engine {
-        /// sled's directory.
-        path: String,
-        /// sled's reason, or its panic.
+        /// What was tried where, and sled's reason or its panic.
         cause: String,
     },
     /// The sync of this build does not reach the device.
@@ -131,15 +129,16 @@ impl SledStore {
         self.db.size_on_disk().map_err(|e| self.error("measure", &e.to_string()))
     }
 
-    /// Writes, and sees whether a real sync came of it.
+    /// Writes, and sees whether a real sync came of it. The value counts openings, since sled
+    /// writes nothing for a value that is there already.
     fn prove_durability(&mut self) -> Result<(), OpenError> {
-        let before = sys::real_syncs();
+        let engine = |StoreError(cause)| OpenError::Engine { cause };
+        let last = self.get(CHECK_KEY).map_err(engine)?;
+        let last = last.and_then(|value| value.try_into().ok()).map_or(0, u64::from_be_bytes);
         let mut batch = Batch::default();
-        batch.put(CHECK_KEY.to_vec(), before.to_be_bytes().to_vec());
-        self.commit(&batch).map_err(|StoreError(cause)| OpenError::Engine {
-            path: self.path.display().to_string(),
-            cause,
-        })?;
+        batch.put(CHECK_KEY.to_vec(), last.wrapping_add(1).to_be_bytes().to_vec());
+        let before = sys::real_syncs();
+        self.commit(&batch).map_err(engine)?;
         if sys::real_syncs() == before {
             return Err(OpenError::NotDurable { path: self.path.display().to_string() });
         }
@@ -200,12 +199,12 @@ fn open_sled(directory: &Path) -> Result<sled::Db, OpenError> {
         .segment_size(SEGMENT_BYTES)
         .cache_capacity(CACHE_BYTES)
         .flush_every_ms(Some(CLEAN_EVERY_MS));
-    let path = || directory.display().to_string();
-    match panic::catch_unwind(AssertUnwindSafe(|| config.open())) {
-        Ok(Ok(db)) => Ok(db),
-        Ok(Err(error)) => Err(OpenError::Engine { path: path(), cause: error.to_string() }),
-        Err(panic) => Err(OpenError::Engine { path: path(), cause: panic_text(&*panic) }),
-    }
+    let cause = match panic::catch_unwind(AssertUnwindSafe(|| config.open())) {
+        Ok(Ok(db)) => return Ok(db),
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => panic_text(&*panic),
+    };
+    Err(OpenError::Engine { cause: format!("sled cannot read {}: {cause}", directory.display()) })
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

@@ -135,6 +135,5 @@ fn a_panic_within_sled_is_an_error_of_opening() {
         fs::write(path.join("sled/db"), log).unwrap();
         let error = SledStore::open(&path).unwrap_err();
         assert!(matches!(error, OpenError::Engine { .. }), "{error}");
-        eprintln!("{error}");
     }
 }
