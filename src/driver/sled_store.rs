@@ -118,7 +118,7 @@ impl SledStore {
         // The parent holds the entry of the outbox itself; "" is the working directory.
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         sync_directory(parent.unwrap_or(Path::new(".")))?;
-        store.prove_durability()?;
+        store.prove_durability(sys::real_syncs)?;
         Ok(store)
     }
 
@@ -132,15 +132,15 @@ impl SledStore {
 
     /// Writes, and sees whether a real sync came of it. The value counts openings, since sled
     /// writes nothing for a value that is there already.
-    fn prove_durability(&mut self) -> Result<(), OpenError> {
+    fn prove_durability(&mut self, real_syncs: fn() -> u64) -> Result<(), OpenError> {
         let engine = |StoreError(cause)| OpenError::Engine { cause };
         let last = self.get(CHECK_KEY).map_err(engine)?;
         let last = last.and_then(|value| value.try_into().ok()).map_or(0, u64::from_be_bytes);
         let mut batch = Batch::default();
         batch.put(CHECK_KEY.to_vec(), last.wrapping_add(1).to_be_bytes().to_vec());
-        let before = sys::real_syncs();
+        let before = real_syncs();
         self.commit(&batch).map_err(engine)?;
-        if sys::real_syncs() == before {
+        if real_syncs() == before {
             return Err(OpenError::NotDurable { path: self.path.display().to_string() });
         }
         Ok(())
