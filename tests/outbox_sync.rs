@@ -39,10 +39,16 @@ fn child() {
             r#"{{"specversion":"1.0","id":"{id}","source":"/s","type":"t","data":"{data}"}}"#
         );
         let event = json::parse(text.as_bytes()).unwrap();
-        outbox.append(&[(Lane::Alert, event)], NOW).unwrap();
-        std::io::stdout().write_all(format!("accepted {id}\n").as_bytes()).unwrap();
-        std::io::stdout().flush().unwrap();
+        match outbox.append(&[(Lane::Alert, event)], NOW) {
+            Ok(_) => say(&format!("accepted {id}")),
+            Err(error) => return say(&format!("refused {id}: {error}")),
+        }
     }
+}
+
+fn say(line: &str) {
+    std::io::stdout().write_all(format!("{line}\n").as_bytes()).unwrap();
+    std::io::stdout().flush().unwrap();
 }
 
 /// The system calls of a run; a call that was interrupted by another thread's is two lines.
@@ -141,4 +147,26 @@ fn control_without_the_sync_no_event_passes() {
     assert_eq!(reported.len(), EVENTS);
     // sled's own thread syncs now and then, so that an event may be covered by luck.
     assert!(covered.len() < EVENTS / 2, "{covered:?}");
+}
+
+#[test]
+fn a_sync_that_fails_is_never_an_acceptance_and_the_process_ends() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("outbox");
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child", "--nocapture"])
+        .env(CHILD, &path)
+        .env("LD_PRELOAD", disk::compile_recorder(scratch.path()))
+        .env("HARK_FAIL_SYNCS", "30")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let accepted = text.lines().filter(|line| line.contains("accepted event-")).count();
+    // A commit takes two syncs, and opening a few.
+    assert!((5..15).contains(&accepted), "{text}");
+    let refused = text.lines().find(|line| line.contains("refused event-")).unwrap();
+    assert!(refused.contains("takes nothing more since a commit failed"), "{refused}");
+    assert!(refused.contains("Input/output error"), "{refused}");
+    let outbox = Outbox::open(SledStore::open(&path).unwrap()).unwrap();
+    assert!(outbox.depth()[0] >= accepted as u64);
 }

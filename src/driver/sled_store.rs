@@ -41,9 +41,10 @@ use crate::outbox::{Batch, Pair, Store, StoreError};
 const SEGMENT_BYTES: usize = 512 * 1024;
 /// sled's page cache; its own default is 1 GiB.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
-/// How often sled's own thread looks for segments to reuse. Commits do not wait for it; without it
-/// the file only grows.
-const CLEAN_EVERY_MS: u64 = 500;
+/// How often sled's own thread looks for segments to reuse, and syncs: commits do not wait for it,
+/// without it the file only grows, and each time a drive is asked to flush. With 500, 2,000 and
+/// 5,000 a drained backlog left the same file.
+const CLEAN_EVERY_MS: u64 = 2000;
 
 /// The key that the self-check writes: sorts before all keys of the outbox.
 const CHECK_KEY: &[u8] = &[0];
@@ -68,11 +69,9 @@ pub enum OpenError {
         path: String,
     },
     /// sled refuses it.
-    #[error("open outbox: sled cannot read {path}: {cause}")]
+    #[error("open outbox: {cause}")]
     Engine {
-        /// sled's directory.
-        path: String,
-        /// sled's reason, or its panic.
+        /// What was tried where, and sled's reason or its panic.
         cause: String,
     },
     /// The sync of this build does not reach the device.
@@ -119,7 +118,7 @@ impl SledStore {
         // The parent holds the entry of the outbox itself; "" is the working directory.
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         sync_directory(parent.unwrap_or(Path::new(".")))?;
-        store.prove_durability()?;
+        store.prove_durability(sys::real_syncs)?;
         Ok(store)
     }
 
@@ -131,16 +130,17 @@ impl SledStore {
         self.db.size_on_disk().map_err(|e| self.error("measure", &e.to_string()))
     }
 
-    /// Writes, and sees whether a real sync came of it.
-    fn prove_durability(&mut self) -> Result<(), OpenError> {
-        let before = sys::real_syncs();
+    /// Writes, and sees whether a real sync came of it. The value counts openings, since sled
+    /// writes nothing for a value that is there already.
+    fn prove_durability(&mut self, real_syncs: fn() -> u64) -> Result<(), OpenError> {
+        let engine = |StoreError(cause)| OpenError::Engine { cause };
+        let last = self.get(CHECK_KEY).map_err(engine)?;
+        let last = last.and_then(|value| value.try_into().ok()).map_or(0, u64::from_be_bytes);
         let mut batch = Batch::default();
-        batch.put(CHECK_KEY.to_vec(), before.to_be_bytes().to_vec());
-        self.commit(&batch).map_err(|StoreError(cause)| OpenError::Engine {
-            path: self.path.display().to_string(),
-            cause,
-        })?;
-        if sys::real_syncs() == before {
+        batch.put(CHECK_KEY.to_vec(), last.wrapping_add(1).to_be_bytes().to_vec());
+        let before = real_syncs();
+        self.commit(&batch).map_err(engine)?;
+        if real_syncs() == before {
             return Err(OpenError::NotDurable { path: self.path.display().to_string() });
         }
         Ok(())
@@ -200,12 +200,12 @@ fn open_sled(directory: &Path) -> Result<sled::Db, OpenError> {
         .segment_size(SEGMENT_BYTES)
         .cache_capacity(CACHE_BYTES)
         .flush_every_ms(Some(CLEAN_EVERY_MS));
-    let path = || directory.display().to_string();
-    match panic::catch_unwind(AssertUnwindSafe(|| config.open())) {
-        Ok(Ok(db)) => Ok(db),
-        Ok(Err(error)) => Err(OpenError::Engine { path: path(), cause: error.to_string() }),
-        Err(panic) => Err(OpenError::Engine { path: path(), cause: panic_text(&*panic) }),
-    }
+    let cause = match panic::catch_unwind(AssertUnwindSafe(|| config.open())) {
+        Ok(Ok(db)) => return Ok(db),
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => panic_text(&*panic),
+    };
+    Err(OpenError::Engine { cause: format!("sled cannot read {}: {cause}", directory.display()) })
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

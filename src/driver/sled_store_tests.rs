@@ -56,6 +56,18 @@ fn every_commit_makes_a_real_sync() {
 }
 
 #[test]
+fn a_build_whose_writes_reach_no_real_sync_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let mut store = SledStore::open(&root.path().join("outbox")).unwrap();
+    let error = store.prove_durability(|| 7).unwrap_err();
+    assert!(error.to_string().contains("refuses to claim durability"), "{error}");
+    // Twice in a row: the check itself must write something each time.
+    for _ in 0..3 {
+        store.prove_durability(sys::real_syncs).unwrap();
+    }
+}
+
+#[test]
 fn the_largest_events_make_no_blob_file() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("outbox");
@@ -135,6 +147,5 @@ fn a_panic_within_sled_is_an_error_of_opening() {
         fs::write(path.join("sled/db"), log).unwrap();
         let error = SledStore::open(&path).unwrap_err();
         assert!(matches!(error, OpenError::Engine { .. }), "{error}");
-        eprintln!("{error}");
     }
 }

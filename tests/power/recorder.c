@@ -6,6 +6,7 @@
  *
  *   HARK_RECORD_ROOT  directory that is recorded, canonical path; unset: nothing is recorded
  *   HARK_RECORD_LOG   file that the log is appended to
+ *   HARK_FAIL_SYNCS   if set, fdatasync fails with EIO after that many have succeeded
  *   HARK_DOWNGRADE    if set, fdatasync only does what sled does without hark's help: sync_file_range
  *
  * Entry, little-endian: kind (1), path length (2), offset (8), data length (8), path, data.
@@ -32,6 +33,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static int log_fd = -1;
 static int downgrade;
+static long syncs_left = -1; /* negative: without end */
 static char root[PATH_SIZE];
 static size_t root_length;
 static uint64_t operations; /* of this process, that have ended */
@@ -62,6 +64,9 @@ static void append(char kind, const char *path, uint64_t offset, uint64_t length
 static void begin(void)
 {
 	const char *directory = getenv("HARK_RECORD_ROOT"), *log = getenv("HARK_RECORD_LOG");
+	const char *syncs = getenv("HARK_FAIL_SYNCS");
+	if (syncs)
+		syncs_left = atol(syncs);
 	downgrade = getenv("HARK_DOWNGRADE") != NULL;
 	if (!directory || !log)
 		return;
@@ -138,6 +143,12 @@ int fdatasync(int fd)
 	const char *path = path_of(fd, buffer);
 	uint64_t covered = ended();
 	pthread_once(&once, begin);
+	if (syncs_left == 0) {
+		errno = EIO;
+		return -1;
+	}
+	if (syncs_left > 0)
+		__atomic_sub_fetch(&syncs_left, 1, __ATOMIC_RELAXED);
 	/* 7: wait before, write, wait after, as sled asks for. */
 	int result = downgrade ? syscall(SYS_sync_file_range, fd, (off64_t)0, (off64_t)0, 7)
 			       : syscall(SYS_fdatasync, fd);
