@@ -1,5 +1,7 @@
 //! Subcommands, one file each: arguments in, work done, an exit code out.
 
+pub mod detect;
+
 /// Exit codes, after BSD `sysexits.h`.
 pub mod exit {
     /// The command line is wrong.
