@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::gate::Gate;
 use super::lattice::{self, Fit, Frames, Pattern};
 use super::model::{FRAME_SAMPLES, Model, WINDOW_FRAMES};
+use super::phoneme::Transcription;
 use super::{
     Detection, HOP_SAMPLES, Keyphrase, MARGIN_FRAMES, MAX_PHONEMES, MIN_PHONEMES, Settings,
     VoiceError, WINDOW_SAMPLES,
@@ -40,25 +41,42 @@ struct Prepared {
 impl Prepared {
     fn new(keyphrase: &Keyphrase, model: &Model) -> Result<Self, VoiceError> {
         let inventory = model.inventory();
-        let phonemes = inventory.token_sets(keyphrase.phonemes())?;
+        let Transcription { phonemes, word_ends } = inventory.transcribe(keyphrase.phonemes())?;
         let (text, count) = (keyphrase.text().to_owned(), phonemes.len());
         if !(MIN_PHONEMES..=MAX_PHONEMES).contains(&count) {
             return Err(VoiceError::Length { text, count });
         }
-        let mut gap = vec![inventory.blank()];
-        if text.split_whitespace().nth(1).is_some() {
-            gap.push(inventory.word_boundary());
-        }
+        // Several words without a mark where one ends: it may be anywhere. Within a word there is
+        // none, which tells "help" from "he'll put".
+        let anywhere = word_ends.is_empty() && text.split_whitespace().nth(1).is_some();
+        let gap = |before: usize| {
+            let mut tokens = vec![inventory.blank()];
+            if anywhere || word_ends.contains(&before) {
+                tokens.push(inventory.word_boundary());
+            }
+            tokens
+        };
+        let gaps = (1..count).map(gap).collect();
         let max_frames = (FRAMES_PER_PHONEME * count).max(MIN_MAX_FRAMES);
-        Ok(Self { text, pattern: Pattern { phonemes, gap, max_frames } })
+        Ok(Self { text, pattern: Pattern { phonemes, gaps, max_frames } })
     }
 
-    fn count(&self) -> f32 {
-        self.pattern.phonemes.len() as f32
+    fn count(&self) -> usize {
+        self.pattern.phonemes.len()
     }
 
+    /// How a log ratio becomes a score: see the module [`voice`](super).
     fn score(&self, fit: Fit) -> f32 {
-        (fit.log_ratio / self.count()).exp()
+        (fit.log_ratio / self.scale()).exp()
+    }
+
+    /// The log ratio that has this score.
+    fn log_ratio(&self, score: f32) -> f32 {
+        score.ln() * self.scale()
+    }
+
+    fn scale(&self) -> f32 {
+        2.0 * (self.count() as f32 - 1.0)
     }
 }
 
@@ -191,7 +209,7 @@ impl Detector {
     fn candidates(&self, frames: Frames<'_>) -> Vec<Candidate> {
         let mut candidates = Vec::new();
         for (phrase, prepared) in self.phrases.iter().enumerate() {
-            let at_least = self.threshold.ln() * prepared.count();
+            let at_least = prepared.log_ratio(self.threshold);
             let fits = lattice::separate_fits(&prepared.pattern, frames, at_least);
             candidates.extend(fits.into_iter().map(|fit| Candidate { phrase, fit }));
         }
@@ -255,7 +273,11 @@ mod tests {
     use super::*;
 
     fn prepared(text: &str, phonemes: usize) -> Prepared {
-        let pattern = Pattern { phonemes: vec![vec![1]; phonemes], gap: vec![0], max_frames: 50 };
+        let pattern = Pattern {
+            phonemes: vec![vec![1]; phonemes],
+            gaps: vec![vec![0]; phonemes - 1],
+            max_frames: 50,
+        };
         Prepared { text: text.to_owned(), pattern }
     }
 

@@ -27,11 +27,20 @@
 pub(super) struct Pattern {
     /// For each phoneme, the tokens that count as it. Never empty.
     pub(super) phonemes: Vec<Vec<usize>>,
-    /// The tokens a gap is made of: blank, and the word boundary where the phrase has several words.
-    pub(super) gap: Vec<usize>,
+    /// For each gap, one less than the phonemes, the tokens it is made of: blank, and the word
+    /// boundary where a word may end.
+    pub(super) gaps: Vec<Vec<usize>>,
     /// An alignment longer than this is none: blanks are free, so a phoneme here and one a
     /// second later would make a phrase.
     pub(super) max_frames: usize,
+}
+
+impl Pattern {
+    /// The tokens of a state of the chain: phonemes are even, gaps are odd.
+    fn tokens_of(&self, state: usize) -> Option<&[usize]> {
+        let row = if state % 2 == 0 { &self.phonemes } else { &self.gaps };
+        row.get(state / 2).map(Vec::as_slice)
+    }
 }
 
 /// Log probabilities, `tokens` of them a frame.
@@ -84,7 +93,6 @@ pub(super) fn fits_by_end(pattern: &Pattern, frames: Frames<'_>) -> Vec<Option<F
             let own = tokens.iter().filter_map(|&token| frame.get(token));
             own.copied().fold(f32::NEG_INFINITY, f32::max) - best
         };
-        let gap = ratio(&pattern.gap);
         for state in 0..states {
             let mut from = now[state];
             if state == 0 {
@@ -96,7 +104,7 @@ pub(super) fn fits_by_end(pattern: &Pattern, frames: Frames<'_>) -> Vec<Option<F
                     from = better(from, now[state - 2]);
                 }
             }
-            let own = if state % 2 == 0 { ratio(&pattern.phonemes[state / 2]) } else { gap };
+            let own = pattern.tokens_of(state).map_or(f32::NEG_INFINITY, &ratio);
             next[state] = Cell { log_ratio: from.log_ratio + own, ..from };
         }
         std::mem::swap(&mut now, &mut next);
@@ -146,7 +154,7 @@ mod tests {
     fn pattern(phonemes: &[&[usize]]) -> Pattern {
         Pattern {
             phonemes: phonemes.iter().map(|set| set.to_vec()).collect(),
-            gap: vec![0],
+            gaps: vec![vec![0]; phonemes.len() - 1],
             max_frames: 100,
         }
     }
@@ -165,7 +173,8 @@ mod tests {
         let ratio = |t: usize, state: usize| {
             let frame = &log_probs[t * tokens..(t + 1) * tokens];
             let best = frame.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let set = if state % 2 == 0 { &pattern.phonemes[state / 2] } else { &pattern.gap };
+            let set = if state % 2 == 0 { &pattern.phonemes } else { &pattern.gaps };
+            let set = &set[state / 2];
             set.iter().map(|&token| frame[token]).fold(f32::NEG_INFINITY, f32::max) - best
         };
         // Walk backwards from the last state; every way there is counted on its own.
@@ -237,6 +246,18 @@ mod tests {
         };
         assert_eq!(score(&[1, 3, 1]), Some(0.0));
         assert_eq!(score(&[1, 4, 1]), Some(-10.0));
+    }
+
+    #[test]
+    fn word_may_end_only_where_the_phrase_lets_it() {
+        let mut pattern = pattern(&[&[1], &[2], &[1]]);
+        pattern.gaps[1].push(3);
+        let score = |heard: &[usize]| {
+            let fits = fits_by_end(&pattern, Frames::new(&certain(heard, 4), 4));
+            fits.last().copied().flatten().map(|fit| fit.log_ratio)
+        };
+        assert_eq!(score(&[1, 2, 3, 1]), Some(0.0));
+        assert_eq!(score(&[1, 3, 2, 1]), Some(-10.0));
     }
 
     #[test]
