@@ -16,6 +16,7 @@ mod forwarding;
 mod listening;
 mod reporter;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, watch};
@@ -118,6 +119,8 @@ pub struct Parts {
     pub listener: ListenerFactory,
     /// Where [`Happening`]s go.
     pub happenings: broadcast::Sender<Happening>,
+    /// Files to play after the one that `[audio] input` names.
+    pub encore: Vec<PathBuf>,
 }
 
 impl Parts {
@@ -128,6 +131,7 @@ impl Parts {
             rng: Rng::from_entropy(),
             listener: ListenerFactory::detector(),
             happenings: broadcast::Sender::new(256),
+            encore: Vec::new(),
         }
     }
 }
@@ -170,14 +174,14 @@ pub async fn run(
     parts: Parts,
     stop: impl Future<Output = &'static str>,
 ) -> Result<(), Failure> {
-    let Parts { clock, mut rng, listener, happenings } = parts;
+    let Parts { clock, mut rng, listener, happenings, encore } = parts;
     let device = match &config.device.id {
         Some(id) => id.clone(),
         None => host::device_id().map_err(|e| Failure::new(exit::CONFIG, e))?,
     };
     // Everything that can be wrong with the installation is found before the first thread starts.
     let uplink = forwarding::plan(&config.uplink, &device)?;
-    let listening = listening::plan(&config, listener)?;
+    let listening = listening::plan(&config, encore, listener)?;
     let store =
         SledStore::open(&config.outbox.path).map_err(|e| Failure::new(exit::IO, e.to_string()))?;
     let outbox = Outbox::open(store).map_err(|e| Failure::new(exit::IO, e.to_string()))?;
@@ -251,7 +255,7 @@ fn start_outbox(
 
 async fn start_ingest(
     supervisor: &mut Supervisor,
-    path: std::path::PathBuf,
+    path: PathBuf,
     outbox: &outbox_writer::OutboxHandle,
 ) -> Result<(), Failure> {
     // Bound here once, so that a wrong path ends the start with its message.

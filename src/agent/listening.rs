@@ -4,6 +4,7 @@
 //! not a failure of the thread, which opens it again every [`REOPEN`]. A detector that panics or
 //! fails ends the thread; the supervisor starts it anew with a fresh detector.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,8 @@ use crate::audio::{Meter, SAMPLE_RATE_HZ};
 use crate::cli::{Failure, exit};
 use crate::clock::Clock;
 use crate::config::{self, AudioInput, Config, Sensitivity};
-use crate::driver::audio_stream::{AudioStream, StreamStatus};
+use crate::driver::audio_file::AudioFile;
+use crate::driver::audio_stream::{AudioStream, StreamError};
 use crate::driver::{microphone, models, wav_source};
 use crate::event::catalogue::Occurrence;
 use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
@@ -21,6 +23,8 @@ use crate::voice::{Detection, Detector, Keyphrase, Model, OperatingPoint, Settin
 
 /// Between two attempts to open the microphone.
 const REOPEN: Duration = Duration::from_secs(5);
+/// How long one look for sound may take: the time within which the end of the agent is noticed.
+const READ: Duration = Duration::from_millis(200);
 /// The part that is at fault when no sound comes.
 const MICROPHONE: &str = "microphone";
 
@@ -104,17 +108,22 @@ pub(super) struct Plan {
     make: MakeListener,
 }
 
-#[derive(Clone)]
 enum Input {
     Device(String),
-    Wav(PathBuf),
+    /// Played one after the other; the last is followed by silence.
+    Files(VecDeque<PathBuf>),
 }
 
-/// Checks input, keyphrases and weights; `None` where nothing is listened to.
+/// Checks input, keyphrases and weights; `None` where nothing is listened to. `encore` are files
+/// to play after the one that the configuration names.
 ///
 /// # Errors
-/// 78 or 74: the weights, a keyphrase or the WAV file is not usable.
-pub(super) fn plan(config: &Config, factory: ListenerFactory) -> Result<Option<Plan>, Failure> {
+/// 78 or 74: the weights, a keyphrase or a file is not usable.
+pub(super) fn plan(
+    config: &Config,
+    encore: Vec<PathBuf>,
+    factory: ListenerFactory,
+) -> Result<Option<Plan>, Failure> {
     let input = match &config.audio {
         AudioInput::None => {
             tracing::warn!("audio.input is \"none\": this device does not listen");
@@ -122,8 +131,11 @@ pub(super) fn plan(config: &Config, factory: ListenerFactory) -> Result<Option<P
         }
         AudioInput::Device(name) => Input::Device(name.clone()),
         AudioInput::Wav(path) => {
-            wav_source::check(path).map_err(|e| Failure::new(exit::IO, e.to_string()))?;
-            Input::Wav(path.clone())
+            let files: VecDeque<_> = std::iter::once(path.clone()).chain(encore).collect();
+            for file in &files {
+                AudioFile::open(file).map_err(|e| Failure::new(exit::IO, e.to_string()))?;
+            }
+            Input::Files(files)
         }
     };
     let make = (factory.0)(&config.voice)?;
@@ -132,56 +144,109 @@ pub(super) fn plan(config: &Config, factory: ListenerFactory) -> Result<Option<P
 
 /// Starts the thread.
 pub(super) fn start(supervisor: &mut Supervisor, plan: Plan, reporter: &Reporter, clock: Clock) {
-    let Plan { input, mut make } = plan;
+    let Plan { mut input, mut make } = plan;
     let reporter = reporter.clone();
     supervisor.thread(Stage::Source, "detector", BUDGET, move |stop| {
         let mut ear = Ear { listener: make()?, reporter: &reporter, meter: Meter::new() };
         while !stop.is_set() {
-            match open(&input, clock) {
-                Ok(stream) => listen(stream, &mut ear, &stop, clock)?,
-                Err(problem) => reporter.raise_blocking(MICROPHONE, &problem),
-            }
+            let problem = match input.open(clock) {
+                Ok(stream) => match listen(stream, &input, &mut ear, &stop, clock)? {
+                    Silence::Wanted => {
+                        input.next_file();
+                        continue;
+                    }
+                    Silence::Fault(problem) => problem,
+                },
+                Err(error) => error.to_string(),
+            };
+            let again = format!("{problem}; trying again every {} s", REOPEN.as_secs());
+            reporter.raise_blocking(MICROPHONE, &again);
             stop.sleep(REOPEN);
         }
         Ok(())
     });
 }
 
-fn open(input: &Input, clock: Clock) -> Result<AudioStream, String> {
-    match input {
-        Input::Device(name) => microphone::open(name, clock).map_err(|e| e.to_string()),
-        Input::Wav(path) => wav_source::open(path, clock).map_err(|e| e.to_string()),
+impl Input {
+    fn open(&self, clock: Clock) -> Result<AudioStream, StreamError> {
+        match self {
+            Self::Device(name) => microphone::open(name, clock),
+            Self::Files(files) => match files.front() {
+                Some(file) => wav_source::open(file, clock),
+                None => microphone::open("default", clock),
+            },
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Device(name) => name.clone(),
+            Self::Files(files) => {
+                files.front().map_or(String::new(), |file| file.display().to_string())
+            }
+        }
+    }
+
+    /// Whether another file is to be played after this one.
+    fn has_next_file(&self) -> bool {
+        matches!(self, Self::Files(files) if files.len() > 1)
+    }
+
+    fn next_file(&mut self) {
+        match self {
+            Self::Files(files) if files.len() > 1 => drop(files.pop_front()),
+            _ => {}
+        }
     }
 }
 
+/// Why a stream is listened to no longer.
+enum Silence {
+    /// The agent ends, or another file is to be played.
+    Wanted,
+    /// No sound comes, and this is why.
+    Fault(String),
+}
+
 /// Returns when the stream has ended or is to end; `Err` is the detector's failure.
-fn listen(mut stream: AudioStream, ear: &mut Ear<'_>, stop: &Stop, clock: Clock) -> Outcome {
-    let name = stream.name().to_owned();
+fn listen(
+    mut stream: AudioStream,
+    input: &Input,
+    ear: &mut Ear<'_>,
+    stop: &Stop,
+    clock: Clock,
+) -> Result<Silence, String> {
+    let (name, health) = (input.name(), stream.health());
     tracing::info!("listening to {name}");
     ear.reporter.happened(Happening::Listening(name.clone()));
     let mut samples = Vec::with_capacity(SAMPLE_RATE_HZ as usize);
     let mut overruns = 0;
     while !stop.is_set() {
         samples.clear();
-        match stream.read(&mut samples) {
-            StreamStatus::Data => {
+        match stream.read_within(READ, &mut samples) {
+            Ok(0) => {}
+            Ok(_) => {
                 ear.reporter.clear_blocking(MICROPHONE);
                 ear.hear(&samples)?;
             }
-            StreamStatus::Waiting => {}
+            Err(error) => return Ok(Silence::Fault(error.to_string())),
         }
-        let lost = stream.overruns();
+        let lost = health.overruns();
         if lost > overruns {
-            tracing::warn!(samples = lost - overruns, "audio overrun: sound was lost");
+            tracing::warn!(frames = lost - overruns, "audio overrun: sound was lost");
             overruns = lost;
         }
+        if let Some(failure) = health.failure() {
+            return Ok(Silence::Fault(failure));
+        }
         if stream.is_stale(clock.now()) {
-            let problem = format!("{name} gives no sound any more; it is opened again");
-            ear.reporter.raise_blocking(MICROPHONE, &problem);
-            return Ok(());
+            return Ok(Silence::Fault(format!("{name} gives no sound any more")));
+        }
+        if health.played() && input.has_next_file() {
+            break;
         }
     }
-    Ok(())
+    Ok(Silence::Wanted)
 }
 
 struct Ear<'a> {

@@ -77,7 +77,7 @@ impl Cli {
             Command::Run(_) => "info",
             // The embedded broker calls every hang-up an error.
             #[cfg(feature = "simulator")]
-            Command::Simulate(_) => "warn,rumqttd=off",
+            Command::Simulate(_) => "error,rumqttd=off",
             _ => "warn",
         }
     }

@@ -98,7 +98,7 @@ async fn simulate(
     recordings: Vec<PathBuf>,
 ) -> Result<u64, Failure> {
     let mut parts = Parts::device();
-    let _ = recordings; // TODO
+    parts.encore = recordings.into_iter().skip(1).collect();
     let mut display = Display::new(std::io::stdout(), parts.clock);
     introduce(&mut display, &loaded, broker.is_some());
     let happenings = parts.happenings.subscribe();

@@ -1,0 +1,48 @@
+//! The main job end to end, as a person sees it: real speech, real detector, real broker, one command.
+#![cfg(feature = "simulator")]
+#![allow(clippy::disallowed_methods, reason = "the recording is played in real time")]
+
+mod support;
+
+use support::agent::hark;
+
+/// The lines of the simulator's terminal that hold `what`.
+fn lines<'a>(shown: &'a str, what: &str) -> Vec<&'a str> {
+    shown.lines().filter(|line| line.contains(what)).collect()
+}
+
+#[test]
+fn a_cry_for_help_is_heard_stored_published_and_acknowledged() {
+    let output = hark().args(["simulate", "--for", "13s"]).output().expect("run hark simulate");
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{shown}\n{}", String::from_utf8_lossy(&output.stderr));
+
+    assert!(!lines(&shown, "HEARD").is_empty(), "{shown}");
+    let accepted = lines(&shown, "io.hark.voice.keyphrase.detected");
+    assert!(!accepted.is_empty(), "{shown}");
+    for line in accepted {
+        // `  9.8 s  accepted     ID alert #1 TYPE`: the same id must come by three times.
+        let id = line.split_whitespace().nth(3).expect("an id");
+        let story: Vec<_> =
+            lines(&shown, id).iter().filter_map(|line| line.split_whitespace().nth(2)).collect();
+        assert_eq!(story, ["accepted", "published", "acknowledged"], "{shown}");
+    }
+    assert!(!lines(&shown, "hark/simulated/events/alert").is_empty(), "{shown}");
+    assert!(shown.trim_end().ends_with("0 waiting"), "{shown}");
+    assert!(!lines(&shown, "dBFS").is_empty(), "{shown}");
+}
+
+#[test]
+fn a_broker_of_ones_own_that_is_not_there_keeps_the_events_and_says_where() {
+    let output = hark()
+        .args(["simulate", "--for", "1s", "--broker", "mqtt://127.0.0.1:9"])
+        .output()
+        .expect("run hark simulate");
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{shown}");
+    assert!(shown.contains("127.0.0.1:9"), "{shown}");
+    let kept = lines(&shown, "they are kept in");
+    let directory = kept.first().and_then(|line| line.split(" kept in ").nth(1)).expect("kept");
+    assert!(std::path::Path::new(directory).join("outbox").is_dir(), "{shown}");
+    std::fs::remove_dir_all(directory).expect("remove what the test has kept");
+}
