@@ -10,12 +10,14 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use hark::uplink::{Credentials, Notice, Protocol, Refusal, Version};
 use support::free_port;
 use support::mosquitto::{Message, Mosquitto, Options, Subscriber};
 use support::proxy::{Mood, Proxy};
 use support::uplink::{Device, config, ended_orderly, outgoing};
+use tokio::io::AsyncWriteExt;
 
 const EVENTS: &str = "hark/flat-12/events/#";
 const PRESENCE: &str = "hark/flat-12/presence";
@@ -282,4 +284,38 @@ async fn a_publish_that_the_broker_answers_with_a_reset_does_not_hold_up_the_oth
     };
     subscriber.wait_for("the others", |all| copies(all).len() == 2);
     device.wait_for(|n| matches!(n, Notice::Acknowledged { token: 3, .. })).await;
+}
+
+/// It answers pings that it never read, so silence alone would not find it out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_no_longer_reads_is_dropped_after_two_keepalives() {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", free_port())).await.unwrap();
+    let url = format!("mqtt://{}", listener.local_addr().unwrap());
+    let peer = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(&[0x20, 2, 0, 0]).await.unwrap();
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        while stream.write_all(&[0xd0, 0]).await.is_ok() {
+            tick.tick().await;
+        }
+    });
+    let mut config = config(&url, Protocol::V311);
+    config.session.keepalive = Duration::from_secs(1);
+    let mut device = Device::start(config);
+    device.connected().await;
+    let sender = device.outgoing.clone();
+    let filler = tokio::spawn(async move {
+        for token in 0.. {
+            let mut large = outgoing(token);
+            large.payload = vec![0; 200_000].into();
+            if sender.send(large).await.is_err() {
+                return;
+            }
+        }
+    });
+    let closed = device.wait_for(|n| matches!(n, Notice::Closed { .. })).await;
+    let Notice::Closed { reason } = closed else { unreachable!() };
+    assert_eq!(reason.to_string(), "connection lost: nothing could be written for 2s");
+    filler.abort();
+    peer.abort();
 }

@@ -9,7 +9,7 @@
 //!   fewer than [`SEND_MARK`] bytes waiting to be written. With a channel of capacity 1 whose sender
 //!   reserves first and chooses then, the most urgent record is chosen as late as can be.
 //! - No side waits for the other: while the receiver of the notices is slow, bytes are still
-//!   written and the keepalive kept; only reading stops once [`NOTICES_WAITING`] wait.
+//!   written and the keepalive kept; only reading stops once 256 of them wait.
 //! - A write that makes no progress for two keepalives ends the connection: a peer that stopped
 //!   reading must not hold an alert for ever.
 //!
