@@ -211,9 +211,12 @@ pub async fn run(
         say_goodbye(reason, &reporter, &outbox, &mut connected).await;
     }
     report_late(supervisor.stop(Stage::Uplink, PATIENCE).await);
-    tracing::info!(waiting = outbox.levels().borrow().total(), "hark stops");
+    let levels = outbox.levels();
     drop((reporter, outbox));
     report_late(supervisor.stop(Stage::Outbox, PATIENCE).await);
+    let left = *levels.borrow();
+    let _ = happenings.send(Happening::Waiting(left.records));
+    tracing::info!(waiting = left.total(), "hark stops");
     ended.map(|_| ())
 }
 

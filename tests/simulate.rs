@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::io::{BufRead, BufReader};
+
 use support::agent::hark;
 
 /// The lines of the simulator's terminal that hold `what`.
@@ -45,4 +47,23 @@ fn a_broker_of_ones_own_that_is_not_there_keeps_the_events_and_says_where() {
     let directory = kept.first().and_then(|line| line.split(" kept in ").nth(1)).expect("kept");
     assert!(std::path::Path::new(directory).join("outbox").is_dir(), "{shown}");
     std::fs::remove_dir_all(directory).expect("remove what the test has kept");
+}
+
+#[test]
+fn ctrl_c_drains_and_ends_well() {
+    let mut command = hark();
+    command.arg("simulate").stdout(std::process::Stdio::piped());
+    let mut child = command.spawn().expect("run hark simulate");
+    let mut shown = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let mut next = || shown.next().expect("it goes on").expect("text");
+    while !next().contains("listening") {}
+    let pid = child.id().to_string();
+    let sent = std::process::Command::new("kill").args(["-INT", &pid]).status();
+    assert!(sent.expect("kill").success());
+    let mut last = String::new();
+    while !last.contains("done") {
+        last = next();
+    }
+    assert!(last.ends_with("0 waiting"), "{last}");
+    assert!(child.wait().expect("wait").success());
 }
