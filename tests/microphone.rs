@@ -2,6 +2,7 @@
     clippy::disallowed_methods,
     reason = "a microphone runs in real time, and so does the thread that plays one"
 )]
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 //! Capture through cpal and ALSA, from a microphone that a FIFO stands in for.
 //!
 //! An ALSA configuration of our own makes the default device read raw samples from a FIFO, which a

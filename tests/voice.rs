@@ -1,3 +1,4 @@
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 //! The voice detector with its real model, on the recording that the simulator plays.
 //!
 //! Needs the weights: `scripts/test` fetches them with `scripts/fetch-models`. Without them these
