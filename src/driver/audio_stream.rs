@@ -142,8 +142,8 @@ impl Reports {
 
 /// What keeps a source going as long as its stream is there. The fields are only held.
 pub(super) enum Source {
-    /// A capture stream of cpal.
-    Device(#[allow(dead_code, reason = "held: dropping it ends the capture")] cpal::Stream),
+    /// A capture stream of cpal; dropping it ends the capture.
+    Device(Option<cpal::Stream>),
     /// The thread that plays a file.
     Player(Option<std::thread::JoinHandle<()>>),
     #[cfg(test)]
@@ -258,13 +258,27 @@ impl AudioStream {
 impl Drop for AudioStream {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        if let Source::Player(thread) = &mut self.source
-            && let Some(thread) = thread.take()
-        {
-            // It looks at `stop` every 20 ms. A panic in it has been printed already.
-            let _ = thread.join();
+        let stale = self.is_stale(self.clock.now());
+        match &mut self.source {
+            Source::Player(thread) => {
+                // It looks at `stop` every 20 ms. A panic in it has been printed already.
+                let _ = thread.take().map(std::thread::JoinHandle::join);
+            }
+            Source::Device(stream) if stale => close_aside(stream.take()),
+            Source::Device(stream) => drop(stream.take()),
+            #[cfg(test)]
+            Source::Nothing => {}
         }
     }
+}
+
+/// Closes a stream whose device gives nothing any more on a thread of its own: closing waits for the
+/// capture, which may hang in a dead driver for good, and whoever wants to try another device must
+/// not hang with it. At most one such thread for each time that a device dies.
+fn close_aside(stream: Option<cpal::Stream>) {
+    let closing = std::thread::Builder::new().name("hark-mic-close".to_owned());
+    // Without a thread it is closed here, and that it may hang is the smaller evil.
+    let _ = closing.spawn(move || drop(stream));
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ pub fn open(name: &str, clock: Clock) -> Result<AudioStream, StreamError> {
     AudioStream::with_source(format, clock, |feed| {
         let stream = start(&device, &config, feed).map_err(|error| failed(&error))?;
         stream.play().map_err(|error| failed(&error))?;
-        Ok(Source::Device(stream))
+        Ok(Source::Device(Some(stream)))
     })
 }
 

@@ -112,6 +112,51 @@ mod tests {
         assert_eq!((samples.collect::<Vec<_>>(), over), (vec![0.5, 0.0, 0.0, 0.0], true));
     }
 
+    /// A WAV file of 16 kHz mono with `samples` at half of full scale.
+    fn wav(samples: u32) -> Vec<u8> {
+        let bytes = samples * 2;
+        let mut file = b"RIFF".to_vec();
+        file.extend((36 + bytes).to_le_bytes());
+        file.extend(b"WAVEfmt \x10\0\0\0\x01\0\x01\0\x80\x3e\0\0\0\x7d\0\0\x02\0\x10\0data");
+        file.extend(bytes.to_le_bytes());
+        file.extend((0..samples).flat_map(|_| 16_384i16.to_le_bytes()));
+        file
+    }
+
+    #[test]
+    fn file_is_played_in_real_time_and_then_there_is_silence() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("half.wav");
+        std::fs::write(&path, wav(8_000)).unwrap();
+        let clock = Clock::new(|| crate::clock::ClockState::Unsynced);
+        let (started, mut sound) = (clock.now(), Vec::new());
+        let mut stream = open(&path, clock).unwrap();
+        while sound.len() < 12_000 && clock.now() - started < Duration::from_secs(20) {
+            stream.read_within(Duration::from_secs(1), &mut sound).unwrap();
+        }
+        let took = clock.now() - started;
+        assert!(took >= Duration::from_millis(700), "{took:?} for 750 ms");
+        assert!(sound[..8_000].iter().all(|sample| *sample == 0.5));
+        assert!(sound[8_000..].iter().all(|sample| *sample == 0.0));
+        assert!(stream.health().played() && stream.health().failure().is_none());
+        assert_eq!(stream.overruns(), 0);
+    }
+
+    #[test]
+    fn file_that_breaks_off_is_played_and_then_reported() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("cut.wav");
+        std::fs::write(&path, &wav(8_000)[..6_044]).unwrap();
+        let clock = Clock::new(|| crate::clock::ClockState::Unsynced);
+        let (started, mut sound) = (clock.now(), Vec::new());
+        let mut stream = open(&path, clock).unwrap();
+        while !stream.health().played() && clock.now() - started < Duration::from_secs(20) {
+            stream.read_within(Duration::from_secs(1), &mut sound).unwrap();
+        }
+        let failure = stream.health().failure().unwrap();
+        assert!(failure.contains("cut short"), "{failure}");
+    }
+
     #[test]
     fn missing_file_is_refused_before_anything_is_played() {
         let clock = Clock::new(|| crate::clock::ClockState::Unsynced);

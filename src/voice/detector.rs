@@ -21,6 +21,11 @@ const TARGET_DBFS: f32 = -16.0;
 const MAX_GAIN_DB: f32 = 30.0;
 /// A voice close to the microphone is brought down, within reason.
 const MIN_GAIN_DB: f32 = -12.0;
+/// The level of the noise that is laid under each window after leveling. The model was trained on
+/// rooms and has never heard digital silence: in a recording with silence around a word it does not
+/// hear the word's first sound. Measured in `docs/voice.md`: of 65 human "help" lines, recall rises
+/// from 61 % without noise over 88 % at −75 dBFS to 92 % at this level, with no more false alarms.
+const DITHER_DBFS: f32 = -50.0;
 /// Two fits that end within this time are one utterance, seen in two windows.
 const SAME_UTTERANCE: Duration = Duration::from_millis(500);
 /// The longest that a phoneme may last on average, in frames: 240 ms. A drawn-out cry has long vowels.
@@ -242,14 +247,29 @@ impl Detector {
 }
 
 /// A whole window of `sound`, silence before it where the stream is younger than that, brought to
-/// the level that the model hears best.
+/// the level that the model hears best, over a floor of noise.
 fn leveled(sound: &[f32]) -> Vec<f32> {
     let loudest = sound.chunks(Meter::BLOCK).map(rms_dbfs).fold(f32::NEG_INFINITY, f32::max);
     let gain_db = (TARGET_DBFS - loudest).clamp(MIN_GAIN_DB, MAX_GAIN_DB);
     let gain = 10f32.powf(gain_db / 20.0);
-    let mut window = vec![0.0; WINDOW_SAMPLES.saturating_sub(sound.len())];
-    window.extend(sound.iter().map(|sample| (sample * gain).clamp(-1.0, 1.0)));
-    window
+    let silence = std::iter::repeat_n(&0.0, WINDOW_SAMPLES.saturating_sub(sound.len()));
+    let samples = silence.chain(sound);
+    samples.zip(dither()).map(|(sample, noise)| (sample * gain + noise).clamp(-1.0, 1.0)).collect()
+}
+
+/// White noise of [`DITHER_DBFS`], the same in each window: the same sound must give the same
+/// detections. A linear congruential generator is noise enough, and has no period that is heard.
+fn dither() -> impl Iterator<Item = f32> {
+    // The RMS of a uniform distribution is its bound by the square root of 3.
+    let bound = 3f32.sqrt() * 10f32.powf(DITHER_DBFS / 20.0);
+    let mut state = 1u64;
+    std::iter::repeat_with(move || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        // The high bits are the random ones.
+        let unit = (state >> 40) as f32 / (1u64 << 24) as f32;
+        bound * (2.0 * unit - 1.0)
+    })
 }
 
 /// Of candidates that overlap, the phrase with the most phonemes, of equal ones the best score:
@@ -308,14 +328,15 @@ mod tests {
     }
 
     #[test]
-    fn windows_are_brought_to_one_level_and_filled_up_with_silence() {
+    fn windows_are_brought_to_one_level_and_filled_up_with_noise() {
         for amplitude in [0.02f32, 0.1, 0.5] {
             let window = leveled(&vec![amplitude; 16_000]);
             assert_eq!(window.len(), WINDOW_SAMPLES);
             assert!((rms_dbfs(&window[32_000..]) - TARGET_DBFS).abs() < 0.5, "{amplitude}");
-            assert_eq!(window[31_999], 0.0);
+            assert!((rms_dbfs(&window[..32_000]) - DITHER_DBFS).abs() < 0.1, "{amplitude}");
         }
+        // As loud as the noise under it: both together are 3 dB more.
         let faint = leveled(&vec![0.000_1; WINDOW_SAMPLES]);
-        assert!((rms_dbfs(&faint) - (-80.0 + MAX_GAIN_DB)).abs() < 0.5);
+        assert!((rms_dbfs(&faint) - (-80.0 + MAX_GAIN_DB + 3.0)).abs() < 0.1);
     }
 }

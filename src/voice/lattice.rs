@@ -38,7 +38,7 @@ pub(super) struct Pattern {
 impl Pattern {
     /// The tokens of a state of the chain: phonemes are even, gaps are odd.
     fn tokens_of(&self, state: usize) -> Option<&[usize]> {
-        let row = if state % 2 == 0 { &self.phonemes } else { &self.gaps };
+        let row = if state.is_multiple_of(2) { &self.phonemes } else { &self.gaps };
         row.get(state / 2).map(Vec::as_slice)
     }
 }
@@ -100,7 +100,7 @@ pub(super) fn fits_by_end(pattern: &Pattern, frames: Frames<'_>) -> Vec<Option<F
                 from = Cell { log_ratio: 0.0, start: t };
             } else {
                 from = better(from, now[state - 1]);
-                if state % 2 == 0 {
+                if state.is_multiple_of(2) {
                     from = better(from, now[state - 2]);
                 }
             }
@@ -173,7 +173,7 @@ mod tests {
         let ratio = |t: usize, state: usize| {
             let frame = &log_probs[t * tokens..(t + 1) * tokens];
             let best = frame.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let set = if state % 2 == 0 { &pattern.phonemes } else { &pattern.gaps };
+            let set = if state.is_multiple_of(2) { &pattern.phonemes } else { &pattern.gaps };
             let set = &set[state / 2];
             set.iter().map(|&token| frame[token]).fold(f32::NEG_INFINITY, f32::max) - best
         };
@@ -186,7 +186,7 @@ mod tests {
                 if state > 0 {
                     best = best.max(walk(t - 1, state - 1, ratio));
                 }
-                if state > 1 && state % 2 == 0 {
+                if state > 1 && state.is_multiple_of(2) {
                     best = best.max(walk(t - 1, state - 2, ratio));
                 }
             }

@@ -10,7 +10,7 @@
 //!
 //! - *frame*: 20 ms, one output of the model. *Window*: 3 s of sound, one run of the model. *Hop*:
 //!   1 s, from one window to the next.
-//! - *token*: a phoneme, a word boundary or *blank*; CTC explains blanks in [`lattice`].
+//! - *token*: a phoneme, a word boundary or *blank*; CTC explains blanks in `lattice.rs`.
 //! - *log ratio*: how much worse the phrase explains its frames than the best tokens do; ≤ 0.
 //! - *score*: [`Detection::score`], the log ratio made comparable between phrases:
 //!   `exp(log ratio / (2 · (phonemes − 1)))`. 1 is a phrase that the model heard first of all; at
@@ -19,7 +19,7 @@
 //!   with the phonemes less one (−4.8, −6.5 and −8.3 for 4, 5 and 6 phonemes at four an hour); the
 //!   2 only puts useful thresholds into the middle of the range.
 //! - *operating point*: a threshold of the score, chosen by measurement; see [`OperatingPoint`].
-//! - *gate*: what spares the model the silence; see [`gate`].
+//! - *gate*: what spares the model the silence; see `gate.rs`.
 //! - *cooldown*: after a detection, others are suppressed for a while.
 //!
 //! # Windows
@@ -32,7 +32,7 @@
 //! ```
 //!
 //! Each window is leveled, run through the model, and searched for every phrase as a whole. A
-//! phrase is reported from the first window in which it ends at least [`MARGIN_FRAMES`] before
+//! phrase is reported from the first window in which it ends at least half a second before
 //! the window's end: the model needs to hear on to be sure, and "help" needs to wait whether it
 //! becomes "help me". A detection therefore comes 0.5 to 1.5 s after the end of the phrase, and
 //! each phrase is looked at in two or three windows, in different surroundings: a chance that is

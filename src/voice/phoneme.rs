@@ -130,7 +130,7 @@ impl Inventory {
     /// The longest known phoneme that `text` begins with, and its length in bytes.
     fn longest_prefix(&self, text: &str) -> Option<(usize, usize)> {
         let ends = text.char_indices().map(|(at, c)| at + c.len_utf8());
-        ends.filter_map(|end| Some((self.find(&text[..end])?, end))).last()
+        ends.rev().find_map(|end| Some((self.find(&text[..end])?, end)))
     }
 
     fn with_spellings(&self, token: usize) -> Vec<usize> {

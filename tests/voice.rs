@@ -1,0 +1,174 @@
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+//! The voice detector with its real model, on the recording that the simulator plays.
+//!
+//! Needs the weights: `scripts/test` fetches them with `scripts/fetch-models`. Without them these
+//! tests fail rather than pass by doing nothing.
+
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use hark::driver::audio_file::AudioFile;
+use hark::driver::models;
+use hark::voice::{Detection, Detector, Keyphrase, Model, OperatingPoint, Settings, VoiceError};
+use proptest::prelude::*;
+
+static MODEL: LazyLock<Arc<Model>> = LazyLock::new(|| {
+    let mut places = models::search_path(None);
+    places.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("models"));
+    let model = models::load(&places);
+    Arc::new(model.unwrap_or_else(|error| panic!("{error} (run scripts/fetch-models first)")))
+});
+
+fn demo() -> Vec<f32> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sim/cry-for-help.flac");
+    AudioFile::open(&path).unwrap().read_to_end().unwrap()
+}
+
+fn detector(settings: &Settings) -> Detector {
+    Detector::new(Arc::clone(&MODEL), settings).unwrap()
+}
+
+fn detect(
+    settings: &Settings,
+    sound: &[f32],
+    chunks: impl Iterator<Item = usize>,
+) -> Vec<Detection> {
+    let mut detector = detector(settings);
+    let (mut detections, mut rest) = (Vec::new(), sound);
+    for chunk in chunks {
+        let (piece, after) = rest.split_at(chunk.min(rest.len()));
+        detections.extend(detector.push(piece).unwrap());
+        rest = after;
+        if rest.is_empty() {
+            break;
+        }
+    }
+    assert!(rest.is_empty(), "the chunks must cover the sound");
+    detections.extend(detector.finish().unwrap());
+    detections
+}
+
+fn detect_whole(settings: &Settings, sound: &[f32]) -> Vec<Detection> {
+    detect(settings, sound, std::iter::repeat(1_600))
+}
+
+/// Noise of a quiet room, the same each time.
+fn noise(samples: usize, amplitude: f32) -> Vec<f32> {
+    let mut state = 7u32;
+    std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        amplitude * ((state >> 8) as f32 / 8_388_608.0 - 1.0)
+    })
+    .take(samples)
+    .collect()
+}
+
+#[test]
+fn cry_in_the_demo_is_detected_once_and_the_harmless_talk_is_not() {
+    let detections = detect_whole(&Settings::default(), &demo());
+    let [cry] = detections.as_slice() else { panic!("one detection: {detections:?}") };
+    assert_eq!(cry.phrase, "help me");
+    assert!((9.0..11.0).contains(&cry.at.as_secs_f32()), "{cry:?}");
+    assert!(cry.score >= OperatingPoint::Balanced.threshold() && cry.score <= 1.0, "{cry:?}");
+    assert!((-25.0..-3.0).contains(&cry.level_dbfs), "{cry:?}");
+}
+
+#[test]
+fn cry_is_detected_wherever_the_windows_fall() {
+    let sound = demo();
+    for offset in (0..16_000).step_by(2_000) {
+        let detections = detect_whole(&Settings::default(), &sound[offset..]);
+        assert_eq!(detections.len(), 1, "offset {offset}: {detections:?}");
+    }
+}
+
+#[test]
+fn cry_thirty_decibels_lower_is_still_detected() {
+    let quiet: Vec<f32> = demo().iter().map(|sample| sample * 0.031_6).collect();
+    let detections = detect_whole(&Settings::default(), &quiet);
+    assert_eq!(detections.len(), 1, "{detections:?}");
+}
+
+#[test]
+fn each_of_two_cries_is_detected_and_the_cooldown_keeps_the_second_back() {
+    let mut sound = demo();
+    sound.extend(demo());
+    let with = |cooldown| {
+        let settings = Settings { cooldown, ..Settings::default() };
+        detect_whole(&settings, &sound).len()
+    };
+    assert_eq!(with(Duration::from_secs(5)), 2);
+    assert_eq!(with(Duration::from_secs(60)), 1);
+}
+
+#[test]
+fn silence_does_not_run_the_model_and_speech_does() {
+    let mut detector = detector(&Settings::default());
+    detector.push(&noise(60 * 16_000, 0.000_3)).unwrap();
+    assert_eq!(detector.windows_run(), 0, "the room's noise is below the gate");
+    detector.push(&vec![0.0; 60 * 16_000]).unwrap();
+    assert_eq!(detector.windows_run(), 0);
+    detector.push(&demo()).unwrap();
+    assert!((8..=15).contains(&detector.windows_run()), "{}", detector.windows_run());
+}
+
+#[test]
+fn fan_costs_some_windows_and_then_nothing() {
+    let mut detector = detector(&Settings::default());
+    let fan = noise(10 * 16_000, 0.006);
+    for _ in 0..2 {
+        detector.push(&fan).unwrap();
+    }
+    let settled = detector.windows_run();
+    for _ in 0..3 {
+        detector.push(&fan).unwrap();
+    }
+    assert!((1..=13).contains(&settled), "{settled}");
+    assert_eq!(detector.windows_run(), settled);
+}
+
+#[test]
+fn any_phrase_can_be_listened_for_by_its_phonemes() {
+    let settings = Settings {
+        keyphrases: vec![Keyphrase::new("good morning", "ɡ ʊ d | m ɔ ɹ n ɪ ŋ")],
+        ..Settings::default()
+    };
+    let detections = detect_whole(&settings, &demo());
+    let [greeting] = detections.as_slice() else { panic!("one detection: {detections:?}") };
+    assert!((2.0..4.0).contains(&greeting.at.as_secs_f32()), "{greeting:?}");
+}
+
+#[test]
+fn settings_that_cannot_be_meant_are_refused_with_the_remedy() {
+    let refused = |settings: Settings| {
+        Detector::new(Arc::clone(&MODEL), &settings).expect_err("must be refused")
+    };
+    let with = |text: &str, phonemes: &str| Settings {
+        keyphrases: vec![Keyphrase::new(text, phonemes)],
+        ..Settings::default()
+    };
+    let error = refused(with("zu Hilfe", "ts uː h ʘ l f ə"));
+    assert!(matches!(&error, VoiceError::UnknownPhoneme { phoneme, .. } if phoneme == "ʘ"));
+    assert!(matches!(refused(with("oh", "o")), VoiceError::Length { count: 1, .. }));
+    let none = Settings { keyphrases: vec![], ..Settings::default() };
+    assert!(matches!(refused(none), VoiceError::NoKeyphrase));
+    let threshold = Settings { threshold: f32::NAN, ..Settings::default() };
+    assert!(matches!(refused(threshold), VoiceError::Threshold(_)));
+    let contract = with("zu Hilfe", "ts uː h ɪ l f ə");
+    assert!(Detector::new(Arc::clone(&MODEL), &contract).is_ok());
+}
+
+proptest! {
+    // Each case runs the model over 15 s of sound twice.
+    #![proptest_config(ProptestConfig { cases: 6, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn detections_do_not_depend_on_how_the_sound_is_cut(
+        chunks in prop::collection::vec(1usize..20_000, 1..40),
+    ) {
+        let sound = demo();
+        let expected = detect(&Settings::default(), &sound, std::iter::once(sound.len()));
+        let cut = detect(&Settings::default(), &sound, chunks.into_iter().cycle());
+        prop_assert_eq!(cut, expected);
+    }
+}
