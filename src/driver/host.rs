@@ -36,23 +36,6 @@ pub fn boot_id() -> String {
         .map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
 }
 
-/// Makes a directory and those above it that are missing, each synced into its parent, so that a
-/// power cut does not take away what is put there afterwards.
-///
-/// # Errors
-/// Which directory could not be made, and why.
-pub fn make_directory(path: &Path) -> Result<(), String> {
-    if path.as_os_str().is_empty() || path.is_dir() {
-        return Ok(());
-    }
-    let parent = path.parent().unwrap_or(Path::new(""));
-    make_directory(parent)?;
-    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-    std::fs::create_dir(path)
-        .and_then(|()| std::fs::File::open(parent)?.sync_all())
-        .map_err(|e| format!("make directory {}: {e}; is it writable for hark?", path.display()))
-}
-
 /// Reads a secret: from `$CREDENTIALS_DIRECTORY` (systemd's `LoadCredential`) if it holds a file
 /// of that name, else from the path. One line break at the end is not part of it.
 ///
@@ -88,17 +71,6 @@ mod tests {
         assert!(!"0123456789abcdef0123456789abcdef".contains(&device_id_from(&file).unwrap()));
         std::fs::write(&file, "uninitialized\n").unwrap();
         assert!(device_id_from(&file).unwrap_err().contains("set `id` under [device]"));
-    }
-
-    #[test]
-    fn missing_directories_are_made_and_a_file_in_the_way_is_named() {
-        let directory = tempfile::tempdir().unwrap();
-        let deep = directory.path().join("a/b/c");
-        make_directory(&deep).unwrap();
-        make_directory(&deep).unwrap();
-        assert!(deep.is_dir());
-        std::fs::write(deep.join("file"), "").unwrap();
-        assert!(make_directory(&deep.join("file/d")).unwrap_err().contains("file"));
     }
 
     #[test]
