@@ -94,6 +94,10 @@ fn what_the_agent_cannot_start_with_is_said_in_one_line() {
     fs::write(file_for_outbox.outbox(), "in the way").expect("write");
     assert_fails(&file_for_outbox.command().output().expect("run"), 74, "outbox");
 
+    let unmounted = Device::new(broker, "none");
+    let output = unmounted.command().env("HARK__OUTBOX__PATH", "/nowhere/outbox").output();
+    assert_fails(&output.expect("run"), 74, "mount its disk");
+
     let no_password = Device::new(broker, "none");
     let missing = "HARK__UPLINK__PASSWORD_FILE";
     let output = no_password.command().env(missing, "/nowhere/password").output().expect("run");

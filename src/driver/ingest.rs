@@ -49,7 +49,7 @@ pub enum IngestError {
     #[error("ingest socket {0}: another program is listening there; is hark running already?")]
     InUse(PathBuf),
     /// The socket cannot be made.
-    #[error("ingest socket {0}: {1}; the directory must exist and be writable for hark")]
+    #[error("ingest socket {0}: {1}; its directory must be writable for hark")]
     Bind(PathBuf, #[source] io::Error),
 }
 
@@ -62,6 +62,10 @@ pub async fn bind(path: &Path) -> Result<UnixListener, IngestError> {
         return Err(IngestError::InUse(path.to_owned()));
     }
     let failed = |error| IngestError::Bind(path.to_owned(), error);
+    // Sockets live on a tmpfs that is empty after each boot; systemd makes the directory, a shell does not.
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(failed)?;
+    }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}

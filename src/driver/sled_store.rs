@@ -62,6 +62,14 @@ pub enum OpenError {
         /// The system's answer.
         cause: String,
     },
+    /// The directory above it is missing; the operator mounts the disk or makes it.
+    #[error(
+        "open outbox: the directory above {path} is missing: mount its disk, or make the directory"
+    )]
+    NoParent {
+        /// The outbox's directory.
+        path: String,
+    },
     /// Another process has it open.
     #[error("open outbox: {path} is in use by another process: stop that one first")]
     InUse {
@@ -218,6 +226,9 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 fn make_directory(path: &Path) -> Result<(), OpenError> {
     match fs::create_dir(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            Err(OpenError::NoParent { path: path.display().to_string() })
+        }
         result => result.map_err(|e| file_error("create directory", path, &e)),
     }
 }
