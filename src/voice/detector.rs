@@ -272,11 +272,15 @@ fn dither() -> impl Iterator<Item = f32> {
     })
 }
 
-/// Of candidates that overlap, the phrase with the most phonemes, of equal ones the best score:
-/// "help me" contains "help", and says more. In the order of time.
+/// Of candidates that overlap, the one with the largest product of score and number of phonemes:
+/// "help me" contains "help" and says more, so it wins unless its score is less than two thirds of
+/// the other's; of equal phrases the best score wins. In the order of time.
 fn best_of_overlapping(mut candidates: Vec<Candidate>, phrases: &[Prepared]) -> Vec<Candidate> {
-    let rank = |c: &Candidate| (phrases[c.phrase].count(), phrases[c.phrase].score(c.fit));
-    candidates.sort_by(|a, b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));
+    let rank = |c: &Candidate| {
+        let phrase = &phrases[c.phrase];
+        phrase.score(c.fit) * phrase.count() as f32
+    };
+    candidates.sort_by(|a, b| rank(b).total_cmp(&rank(a)));
     let mut kept: Vec<Candidate> = Vec::new();
     for candidate in candidates {
         let Fit { start, end, .. } = candidate.fit;
@@ -314,6 +318,16 @@ mod tests {
         );
         let found: Vec<_> = kept.iter().map(|c| (c.phrase, c.fit.end)).collect();
         assert_eq!(found, [(1, 45), (0, 99)]);
+    }
+
+    #[test]
+    fn longer_phrase_that_hardly_fits_does_not_hide_the_shorter_that_does() {
+        let phrases = [prepared("help", 4), prepared("help me", 6)];
+        let kept = best_of_overlapping(
+            vec![candidate(0, 10, 30, 0.0), candidate(1, 10, 45, -6.0)],
+            &phrases,
+        );
+        assert_eq!(kept.iter().map(|c| c.phrase).collect::<Vec<_>>(), [0]);
     }
 
     #[test]
