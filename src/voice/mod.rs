@@ -173,7 +173,7 @@ impl Keyphrase {
 pub enum OperatingPoint {
     /// Misses least; for a home where somebody looks into every alarm.
     Sensitive,
-    /// A few false alarms an hour of lively talk.
+    /// About one false alarm an hour of lively talk.
     #[default]
     Balanced,
     /// Speaks up for clear cries only.
@@ -189,7 +189,7 @@ impl OperatingPoint {
         match self {
             Self::Sensitive => 0.44,
             Self::Balanced => 0.55,
-            Self::Quiet => 0.65,
+            Self::Quiet => 0.7,
         }
     }
 
