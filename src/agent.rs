@@ -86,6 +86,20 @@ pub enum Happening {
         /// Its lane.
         lane: Lane,
     },
+    /// The broker has it; it is kept until the consumer's receipt.
+    Unconfirmed {
+        /// The event's id.
+        id: String,
+        /// Its lane.
+        lane: Lane,
+    },
+    /// The consumer has it.
+    Received {
+        /// The event's id.
+        id: String,
+        /// Its lane.
+        lane: Lane,
+    },
     /// The broker refused it; it is offered again.
     Deferred {
         /// The event's id.
@@ -180,7 +194,7 @@ pub async fn run(
         None => host::device_id().map_err(|e| Failure::new(exit::CONFIG, e))?,
     };
     // Everything that can be wrong with the installation is found before the first thread starts.
-    let uplink = forwarding::plan(&config.uplink, &device)?;
+    let uplink = forwarding::plan(&config, &device)?;
     let listening = listening::plan(&config, encore, listener)?;
     let store =
         SledStore::open(&config.outbox.path).map_err(|e| Failure::new(exit::IO, e.to_string()))?;

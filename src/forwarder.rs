@@ -1,39 +1,95 @@
-//! Outbox → in-flight window → PUBACK → removal: the only module that knows both ends.
+//! Outbox → in-flight window → PUBACK or receipt → removal: the only module that knows both ends.
 //!
 //! Invariants:
-//! - A record is offered for removal only after the PUBACK for the publish that carried it.
+//! - A record is offered for removal only after the PUBACK for the publish that carried it, and where
+//!   its lane asks for more ([`Confirm::Receipt`]) only after a receipt that names it.
 //! - The most urgent record goes next: no record of a lane is handed out while one of a higher lane
-//!   waits. What the session already has is the only head start.
-//! - Within a lane records go in the order of their positions, except those that were refused.
-//! - Memory is bounded: one page a lane, what is in flight, [`MAX_DEFERRED`] refused ones.
+//!   waits. What the session already has is the only head start, and that is bounded: of the lanes below
+//!   alerts at most three quarters of the window, and at most as many bytes as `pace` allows (8 KiB
+//!   on a slow link).
+//! - Within a lane records go in the order of their positions, except those that were refused or that
+//!   no receipt came for.
+//! - Memory is bounded: one page a lane, what is in flight, [`MAX_DEFERRED`] refused ones, the names of
+//!   those that wait for a receipt.
 //!
 //! Terms: a *tail* is the position of the newest record of a lane; a *cursor* the newest that was
-//! read; a record is *deferred* when the broker refused it and its turn comes again later.
+//! read; a record is *deferred* when the broker refused it and its turn comes again later, *poisoned*
+//! when it was refused so often, for a reason that will not pass, that its owner must decide;
+//! *unconfirmed* while the broker has it and its consumer has not said so.
 //!
 //! How it works: the caller says how far the outbox reaches ([`Forwarder::reach`]), reads the pages
 //! that are [`Forwarder::wanted`], takes [`Forwarder::next`] when the session has room, and passes
-//! on every notice ([`Forwarder::handle`]). Nothing of this survives a restart and nothing needs to:
-//! the outbox is read again from its beginning.
+//! on every notice ([`Forwarder::handle`]), every receipt ([`Forwarder::receipt`]) and the time
+//! ([`Forwarder::overdue`]). Nothing of this survives a restart and nothing needs to: the outbox is
+//! read again from its beginning, and what was unconfirmed is published once more.
 //!
-//! Absent: dead letters (a refused record is offered again for ever, ever more rarely) and receipts.
+//! Absent: dead letters (a poisoned record is offered again for ever, ever more rarely, unless the
+//! caller sets it aside).
 
-use std::collections::{HashMap, VecDeque};
+mod pace;
+mod receipts;
+
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::event::{Lane, json};
+use crate::clock::{ClockState, WallTime};
+use crate::event::{Lane, Value, json, mqtt};
 use crate::outbox::{PageLimit, Position, Record};
-use crate::uplink::{Notice, Outgoing};
+use crate::uplink::{Binary, Notice, Outgoing, Refusal};
+use pace::Pace;
+use receipts::{AWAITING_MAX, Awaiting, GRACE};
 
 /// A page: enough to keep the window full between two reads, little enough for a small device.
 const PAGE: PageLimit = PageLimit { records: 128, bytes: 128 * 1024 };
 /// Refused records that wait for their next turn; while there are so many, the lanes below
-/// alerts rest.
+/// alerts rest, and at four times as many alerts too.
 pub const MAX_DEFERRED: usize = 64;
 /// The first pause after a refusal; it doubles with each one.
 const DEFER_FIRST: Duration = Duration::from_secs(5);
 /// The longest pause after a refusal.
 const DEFER_MOST: Duration = Duration::from_secs(300);
+/// Refusals that will not pass, after which a record counts as poisoned: an access rule may have been
+/// mended between two of them.
+pub const FINAL_REFUSALS: u32 = 3;
+
+/// What ends the forwarder's care for the records of a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Confirm {
+    /// The broker's PUBACK.
+    #[default]
+    Broker,
+    /// The consumer's receipt.
+    Receipt,
+}
+
+/// How events stand in a PUBLISH over MQTT 5; over 3.1.1 always structured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// The whole event is JSON in the payload.
+    #[default]
+    Structured,
+    /// The data are the payload, the attributes stand beside it.
+    Binary,
+}
+
+/// What the forwarder is told once.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// By lane. Index: [`Lane::index`].
+    pub confirm: [Confirm; 3],
+    /// How long a record waits for its receipt before it is published again. By lane, as above.
+    pub receipt_timeout: [Duration; 3],
+    /// How events are written.
+    pub mode: Mode,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        let receipt_timeout = [Duration::from_secs(60); 3];
+        Self { confirm: Default::default(), receipt_timeout, mode: Mode::default() }
+    }
+}
 
 /// A page that is to be read from the outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +100,8 @@ pub struct Wanted {
     pub after: Option<Position>,
     /// so many.
     pub limit: PageLimit,
+    /// The one record at this position, for which no receipt came.
+    again: Option<Position>,
 }
 
 /// A record on its way.
@@ -55,8 +113,23 @@ pub struct Flight {
     pub position: Position,
     /// The event's id.
     pub id: String,
+    source: String,
     outgoing: Outgoing,
     refusals: u32,
+    final_refusals: u32,
+    /// How often it was published before without a receipt.
+    rounds: u32,
+    /// When this connection sent it.
+    sent: Option<Instant>,
+    /// Its receipt came before its PUBACK.
+    received: bool,
+}
+
+impl Flight {
+    fn bytes(&self) -> usize {
+        let binary = self.outgoing.binary.as_ref().map_or(0, |binary| binary.payload.len());
+        self.outgoing.payload.len().max(binary)
+    }
 }
 
 /// What a notice means for a record.
@@ -68,11 +141,21 @@ pub enum Fate {
         id: String,
         /// Its lane.
         lane: Lane,
-        /// On an earlier connection.
+        /// On an earlier connection, or since no receipt came.
         again: bool,
     },
-    /// The broker has it: remove it from the outbox.
+    /// The broker has it, and its lane asks for no more or the receipt is there: remove it from the
+    /// outbox.
     Delivered(Flight),
+    /// The broker has it; it stays until the consumer's receipt.
+    Unconfirmed {
+        /// The event's id.
+        id: String,
+        /// Its lane.
+        lane: Lane,
+        /// The broker says that nobody subscribes: no receipt can come.
+        no_subscribers: bool,
+    },
     /// The broker refused it; it stays and is offered again after the pause.
     Deferred {
         /// The event's id.
@@ -84,6 +167,36 @@ pub enum Fate {
         /// Until the next attempt.
         pause: Duration,
     },
+    /// Refused [`FINAL_REFUSALS`] times for a reason that will not pass. It is the caller's now: set
+    /// it aside and remove it, or hand it back ([`Forwarder::defer`]).
+    Poisoned {
+        /// The record.
+        flight: Flight,
+        /// Why.
+        reason: Refusal,
+    },
+}
+
+/// Records for which no receipt came in time; they are published again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overdue {
+    /// How many.
+    pub count: usize,
+    /// The lane of the first,
+    pub lane: Lane,
+    /// and its event's id.
+    pub id: String,
+}
+
+/// A record that is to be removed from the outbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    /// Its lane.
+    pub lane: Lane,
+    /// Its position there.
+    pub position: Position,
+    /// The event's id.
+    pub id: String,
 }
 
 #[derive(Debug, Default)]
@@ -91,16 +204,31 @@ struct Queue {
     tail: Option<Position>,
     cursor: Option<Position>,
     page: VecDeque<Record>,
+    /// A record that no receipt came for, read again.
+    again: Option<(Record, u32)>,
+    /// Alerts were published that [`Awaiting`] had no place for: read the lane from its beginning once
+    /// there is.
+    passed_over: bool,
+    /// The lane was read from its beginning: what is still under way must be left out.
+    rewound: bool,
 }
 
 /// The way of the records from the outbox to the session and back; see the [module](self).
 #[derive(Debug)]
 pub struct Forwarder {
     device: String,
+    rules: Rules,
     content_type: Arc<str>,
     queues: [Queue; 3],
     flights: HashMap<u64, Flight>,
     deferred: VecDeque<(Instant, Flight)>,
+    awaiting: Awaiting,
+    pace: Pace,
+    connected: bool,
+    /// Of the session; before the first connection nothing is known and one is assumed.
+    window: usize,
+    /// Flights below alerts, and their bytes.
+    lower: (usize, usize),
     last_token: u64,
 }
 
@@ -111,13 +239,19 @@ pub fn events_topic(device: &str, lane: Lane) -> Arc<str> {
 
 impl Forwarder {
     /// For the events of one device, which stands in the topics.
-    pub fn new(device: &str) -> Self {
+    pub fn new(device: &str, rules: Rules) -> Self {
         Self {
             device: device.to_owned(),
+            rules,
             content_type: json::MEDIA_TYPE.into(),
             queues: Default::default(),
             flights: HashMap::new(),
             deferred: VecDeque::new(),
+            awaiting: Awaiting::default(),
+            pace: Pace::default(),
+            connected: false,
+            window: 1,
+            lower: (0, 0),
             last_token: 0,
         }
     }
@@ -129,20 +263,49 @@ impl Forwarder {
         }
     }
 
-    /// The page to read next: of the most urgent lane that has more than was read.
+    /// The page to read next: of the most urgent lane that has more than was read; then one record
+    /// for which no receipt came.
     pub fn wanted(&self) -> Option<Wanted> {
-        Lane::ALL.into_iter().find_map(|lane| {
+        let page = Lane::ALL.into_iter().find_map(|lane| {
             let queue = &self.queues[lane.index()];
             let more = queue.page.is_empty() && queue.tail > queue.cursor;
-            more.then_some(Wanted { lane, after: queue.cursor, limit: PAGE })
+            more.then_some(Wanted { lane, after: queue.cursor, limit: PAGE, again: None })
+        });
+        page.or_else(|| {
+            let (lane, position) = self.awaiting.over()?;
+            let free = self.queues[lane.index()].again.is_none();
+            let after = position.0.checked_sub(1).map(Position);
+            let limit = PageLimit { records: 1, ..PAGE };
+            free.then_some(Wanted { lane, after, limit, again: Some(position) })
         })
     }
 
     /// Takes the page that was wanted. An empty one means that there is nothing up to the tail.
     pub fn loaded(&mut self, wanted: Wanted, records: Vec<Record>) {
+        if let Some(position) = wanted.again {
+            let rounds = self.awaiting.remove((wanted.lane, position)).unwrap_or(0);
+            // Another record in its place means that it is gone: expired, purged.
+            let same = records.into_iter().next().filter(|record| record.position == position);
+            self.queues[wanted.lane.index()].again = same.map(|record| (record, rounds + 1));
+            return;
+        }
+        let under_way = self.under_way(wanted.lane);
         let queue = &mut self.queues[wanted.lane.index()];
         queue.cursor = records.last().map_or(queue.tail, |record| Some(record.position));
-        queue.page.extend(records);
+        let fresh = |r: &Record| {
+            !under_way.contains(&r.position) && !self.awaiting.contains(r.lane, r.position)
+        };
+        queue.page.extend(records.into_iter().filter(fresh));
+    }
+
+    /// Positions of a lane that was rewound which must not be published a second time.
+    fn under_way(&self, lane: Lane) -> HashSet<Position> {
+        if !self.queues[lane.index()].rewound {
+            return HashSet::new();
+        }
+        let deferred = self.deferred.iter().map(|(_, flight)| flight);
+        let all = self.flights.values().chain(deferred);
+        all.filter(|flight| flight.lane == lane).map(|flight| flight.position).collect()
     }
 
     /// Whether [`Self::next`] has something at `now`.
@@ -150,203 +313,251 @@ impl Forwarder {
         self.source(now).is_some()
     }
 
-    /// When a deferred record's turn comes, if one waits.
-    pub fn next_deferred(&self) -> Option<Instant> {
-        self.deferred.iter().map(|(due, _)| *due).min()
+    /// When, after `now`, [`Self::has_next`] or [`Self::overdue`] may have something new if nothing else
+    /// happens.
+    pub fn next_due(&self, now: Instant) -> Option<Instant> {
+        let deferred = self.deferred.iter().map(|(due, _)| *due).filter(|due| *due > now);
+        deferred.chain(self.awaiting.next_due().filter(|_| self.connected)).min()
     }
 
-    /// The most urgent record that is to be published now.
-    pub fn next(&mut self, now: Instant) -> Option<Outgoing> {
+    /// Whether a record of this lane was refused and is neither acknowledged nor given up since.
+    pub fn has_refused(&self, lane: Lane) -> bool {
+        let deferred = self.deferred.iter().map(|(_, flight)| flight);
+        deferred.chain(self.flights.values()).any(|f| f.lane == lane && f.refusals > 0)
+    }
+
+    /// The most urgent record that is to be published now; `wall` is for its expiry.
+    pub fn next(&mut self, now: Instant, wall: WallTime) -> Option<Outgoing> {
         let mut flight = match self.source(now)? {
             Source::Deferred(place) => self.deferred.remove(place)?.1,
             Source::Page(lane) => {
                 let record = self.queues[lane.index()].page.pop_front()?;
-                let outgoing = Outgoing {
-                    token: 0,
-                    topic: events_topic(&self.device, lane),
-                    payload: json::to_vec(&record.event).into(),
-                    content_type: Some(Arc::clone(&self.content_type)),
-                };
-                let id = record.event.id().to_owned();
-                Flight { lane, position: record.position, id, outgoing, refusals: 0 }
+                self.flight(record, 0, wall)
+            }
+            Source::Again(lane) => {
+                let (record, rounds) = self.queues[lane.index()].again.take()?;
+                self.flight(record, rounds, wall)
             }
         };
         self.last_token += 1;
         flight.outgoing.token = self.last_token;
+        flight.sent = None;
         let outgoing = flight.outgoing.clone();
+        if flight.lane != Lane::Alert {
+            self.lower = (self.lower.0 + 1, self.lower.1 + flight.bytes());
+        }
         self.flights.insert(self.last_token, flight);
         Some(outgoing)
     }
 
+    fn flight(&self, record: Record, rounds: u32, wall: WallTime) -> Flight {
+        let Record { lane, position, event, .. } = record;
+        let payload = json::to_vec(&event).into();
+        let mut outgoing = Outgoing::new(0, events_topic(&self.device, lane), payload);
+        outgoing.content_type = Some(Arc::clone(&self.content_type));
+        outgoing.urgent = lane == Lane::Alert;
+        outgoing.expiry_s = expiry_s(event.attribute("expirytime"), wall);
+        if self.rules.mode == Mode::Binary {
+            let mqtt::Binary { content_type, user_properties, payload } = mqtt::to_binary(&event);
+            let binary = Binary { payload: payload.into(), content_type, user_properties };
+            outgoing.binary = Some(Box::new(binary));
+        }
+        Flight {
+            lane,
+            position,
+            id: event.id().to_owned(),
+            source: event.source().to_owned(),
+            outgoing,
+            refusals: 0,
+            final_refusals: 0,
+            rounds,
+            sent: None,
+            received: false,
+        }
+    }
+
     fn source(&self, now: Instant) -> Option<Source> {
-        let rest = self.deferred.len() >= MAX_DEFERRED;
+        let lower_slots = self.window - (self.window / 4).max(1).min(self.window - 1);
         Lane::ALL.into_iter().find_map(|lane| {
+            let (most, limit) = match lane {
+                Lane::Alert => (4 * MAX_DEFERRED, self.window),
+                _ => (MAX_DEFERRED, lower_slots),
+            };
+            let room = lane == Lane::Alert || self.lower.0 < limit;
+            let may = |bytes: usize| {
+                room && (lane == Lane::Alert || self.pace.allows(self.lower.1, bytes))
+            };
             let due = self.deferred.iter().position(|(due, f)| f.lane == lane && *due <= now);
-            if let Some(place) = due {
+            if let Some(place) = due.filter(|place| may(self.deferred[*place].1.bytes())) {
                 return Some(Source::Deferred(place));
             }
-            let page = !self.queues[lane.index()].page.is_empty();
-            (page && !(rest && lane != Lane::Alert)).then_some(Source::Page(lane))
+            let queue = &self.queues[lane.index()];
+            let rests = self.deferred.len() >= most || self.too_many_await(lane);
+            // What the record will weigh is known once it is written; a guess will do.
+            if !rests && !queue.page.is_empty() && may(TYPICAL) {
+                return Some(Source::Page(lane));
+            }
+            (queue.again.is_some() && may(TYPICAL)).then_some(Source::Again(lane))
         })
+    }
+
+    fn too_many_await(&self, lane: Lane) -> bool {
+        let asks = self.rules.confirm[lane.index()] == Confirm::Receipt;
+        asks && lane != Lane::Alert && self.awaiting.len() + self.flights.len() >= AWAITING_MAX
     }
 
     /// What a notice of the session means for a record; `None` if it is about none.
     pub fn handle(&mut self, notice: &Notice, now: Instant) -> Option<Fate> {
         match notice {
-            Notice::Published { token, resent } => {
-                let flight = self.flights.get(token)?;
-                Some(Fate::Published { id: flight.id.clone(), lane: flight.lane, again: *resent })
+            Notice::Closed { .. } => {
+                self.connected = false;
+                None
             }
-            Notice::Acknowledged { token, .. } => self.flights.remove(token).map(Fate::Delivered),
+            Notice::Connected { window, .. } => {
+                self.connected = true;
+                self.window = usize::from(*window).max(1);
+                self.pace = Pace::default();
+                self.awaiting.grant(now + GRACE);
+                None
+            }
+            Notice::Published { token, resent } => {
+                let flight = self.flights.get_mut(token)?;
+                flight.sent = Some(now);
+                let again = *resent || flight.rounds > 0;
+                Some(Fate::Published { id: flight.id.clone(), lane: flight.lane, again })
+            }
+            Notice::Acknowledged { token, no_subscribers } => {
+                let flight = self.land(*token)?;
+                if let Some(sent) = flight.sent.filter(|_| flight.lane != Lane::Alert) {
+                    self.pace.answered(flight.bytes(), now.saturating_duration_since(sent));
+                }
+                Some(self.acknowledged(flight, *no_subscribers, now))
+            }
             Notice::Refused { token, reason } => {
-                let mut flight = self.flights.remove(token)?;
-                let pause = (DEFER_FIRST * 2u32.saturating_pow(flight.refusals)).min(DEFER_MOST);
-                flight.refusals = (flight.refusals + 1).min(16);
+                let mut flight = self.land(*token)?;
+                if flight.received {
+                    // The consumer has it from an earlier publish.
+                    return Some(Fate::Delivered(flight));
+                }
+                flight.final_refusals += u32::from(reason.is_final());
+                if reason.is_final() && flight.final_refusals >= FINAL_REFUSALS {
+                    return Some(Fate::Poisoned { flight, reason: reason.clone() });
+                }
                 let (id, lane) = (flight.id.clone(), flight.lane);
-                self.deferred.push_back((now + pause, flight));
+                let pause = self.defer(flight, now);
                 Some(Fate::Deferred { id, lane, reason: reason.to_string(), pause })
             }
             _ => None,
         }
     }
 
+    fn land(&mut self, token: u64) -> Option<Flight> {
+        let flight = self.flights.remove(&token)?;
+        if flight.lane != Lane::Alert {
+            self.lower = (self.lower.0 - 1, self.lower.1 - flight.bytes());
+        }
+        Some(flight)
+    }
+
+    fn acknowledged(&mut self, flight: Flight, no_subscribers: bool, now: Instant) -> Fate {
+        let lane = flight.lane;
+        if self.rules.confirm[lane.index()] == Confirm::Broker || flight.received {
+            return Fate::Delivered(flight);
+        }
+        let Flight { position, id, source, rounds, .. } = flight;
+        if self.awaiting.len() < AWAITING_MAX {
+            let names = (id.clone(), source);
+            let timeout = self.rules.receipt_timeout[lane.index()];
+            self.awaiting.insert((lane, position), names, rounds, now, timeout);
+        } else {
+            self.queues[lane.index()].passed_over = true;
+        }
+        Fate::Unconfirmed { id, lane, no_subscribers }
+    }
+
+    /// Offers a record that was refused again later. Returns how much later.
+    pub fn defer(&mut self, mut flight: Flight, now: Instant) -> Duration {
+        let pause = (DEFER_FIRST * 2u32.saturating_pow(flight.refusals)).min(DEFER_MOST);
+        flight.refusals = (flight.refusals + 1).min(16);
+        self.deferred.push_back((now + pause, flight));
+        pause
+    }
+
+    /// A consumer's receipt: it has the events of these ids in this lane (and of this source, where
+    /// one is named). Returns what is to be removed from the outbox. Ids that nothing waits for are
+    /// passed over: receipts come twice, too.
+    pub fn receipt(&mut self, lane: Lane, source: Option<&str>, ids: &[String]) -> Vec<Settled> {
+        let mut settled = Vec::new();
+        if self.rules.confirm[lane.index()] == Confirm::Broker {
+            return settled;
+        }
+        for id in ids {
+            let named = |f: &Flight| {
+                f.lane == lane && f.id == *id && source.is_none_or(|source| source == f.source)
+            };
+            let done = |position| Settled { lane, position, id: id.clone() };
+            settled.extend(self.awaiting.take(lane, source, id).into_iter().map(done));
+            // Its PUBACK is still to come, and the session must not lose count of it.
+            for flight in self.flights.values_mut().filter(|f| named(f)) {
+                flight.received = true;
+            }
+            while let Some(at) = self.deferred.iter().position(|(_, f)| named(f)) {
+                settled.extend(self.deferred.remove(at).map(|(_, f)| done(f.position)));
+            }
+            let queue = &mut self.queues[lane.index()];
+            let read_again = queue.again.take_if(|(r, _)| {
+                r.event.id() == id && source.is_none_or(|source| source == r.event.source())
+            });
+            settled.extend(read_again.map(|(record, _)| done(record.position)));
+        }
+        let queue = &mut self.queues[lane.index()];
+        if queue.passed_over && self.awaiting.of(lane) == 0 {
+            (queue.passed_over, queue.rewound) = (false, true);
+            (queue.cursor, queue.page) = (None, VecDeque::new());
+        }
+        settled
+    }
+
+    /// Ends the waits for receipts that are over; what waited is published again. Nothing is overdue
+    /// while there is no session: without one no receipt can come.
+    pub fn overdue(&mut self, now: Instant) -> Option<Overdue> {
+        if !self.connected {
+            return None;
+        }
+        let (count, lane, id) = self.awaiting.expire(now)?;
+        Some(Overdue { count, lane, id })
+    }
+
     /// Records that were handed out and are neither acknowledged nor refused.
     pub fn in_flight(&self) -> usize {
         self.flights.len()
     }
+
+    /// Records that the broker has and whose consumer has not said so.
+    pub fn unconfirmed(&self) -> usize {
+        self.awaiting.len()
+    }
+}
+
+/// Bytes of an ordinary event.
+const TYPICAL: usize = 700;
+
+/// Seconds until the `expirytime`, where there is one and the clock can be believed. One that is past
+/// is a second away: whether it is still to be published is the outbox's decision.
+fn expiry_s(expirytime: Option<&Value>, wall: WallTime) -> Option<u32> {
+    if wall.state == ClockState::Unsynced {
+        return None;
+    }
+    let at = chrono::DateTime::parse_from_rfc3339(expirytime?.as_str()?).ok()?;
+    let left_ms = at.timestamp_millis() - i64::try_from(wall.unix_ms).ok()?;
+    Some(u32::try_from((left_ms / 1000).max(1)).unwrap_or(u32::MAX))
 }
 
 enum Source {
     Deferred(usize),
     Page(Lane),
+    Again(Lane),
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::event::{Data, Event, Value};
-    use crate::uplink::Refusal;
-
-    fn record(lane: Lane, position: u64) -> Record {
-        let text = |text: &str| Value::String(text.to_owned());
-        let attributes = [
-            ("specversion", text("1.0")),
-            ("id", text(&format!("{lane}-{position}"))),
-            ("source", text("/s")),
-            ("type", text("t")),
-        ];
-        let attributes = attributes.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
-        let event = Event::new(attributes, Data::Absent).unwrap();
-        Record { lane, position: Position(position), sequence: position, accepted_ms: 0, event }
-    }
-
-    /// An outbox in memory that answers what is wanted.
-    struct Bench {
-        forwarder: Forwarder,
-        stored: Vec<Record>,
-        now: Instant,
-    }
-
-    impl Bench {
-        #[allow(clippy::disallowed_methods, reason = "an Instant has no other beginning")]
-        fn new(stored: &[(Lane, u64)]) -> Self {
-            let stored = stored.iter().map(|&(lane, position)| record(lane, position)).collect();
-            let mut bench = Self { forwarder: Forwarder::new("d"), stored, now: Instant::now() };
-            bench.load();
-            bench
-        }
-
-        fn load(&mut self) {
-            let of = |lane| self.stored.iter().filter(move |r| r.lane == lane);
-            let tails = Lane::ALL.map(|lane| of(lane).map(|r| r.position).max());
-            self.forwarder.reach(tails);
-            while let Some(wanted) = self.forwarder.wanted() {
-                let behind = |r: &&Record| wanted.after.is_none_or(|after| r.position > after);
-                let page = self.stored.iter().filter(|r| r.lane == wanted.lane).filter(behind);
-                let page = page.take(2).cloned().collect();
-                self.forwarder.loaded(wanted, page);
-            }
-        }
-
-        fn next(&mut self) -> Option<(u64, String)> {
-            let outgoing = self.forwarder.next(self.now)?;
-            self.load();
-            let event = json::parse(&outgoing.payload).unwrap();
-            Some((outgoing.token, event.id().to_owned()))
-        }
-
-        fn ids(&mut self) -> Vec<String> {
-            std::iter::from_fn(|| self.next()).map(|(_, id)| id).collect()
-        }
-    }
-
-    #[test]
-    fn lanes_are_drained_in_order_and_each_in_its_own() {
-        use Lane::{Alert, Status, Telemetry};
-        let mut bench =
-            Bench::new(&[(Telemetry, 1), (Status, 7), (Telemetry, 2), (Telemetry, 3), (Alert, 4)]);
-        assert_eq!(
-            bench.ids(),
-            ["alert-4", "status-7", "telemetry-1", "telemetry-2", "telemetry-3"]
-        );
-    }
-
-    #[test]
-    fn an_alert_overtakes_what_was_read_before_it_came() {
-        let backlog: Vec<_> = (1..=10).map(|n| (Lane::Telemetry, n)).collect();
-        let mut bench = Bench::new(&backlog);
-        assert_eq!(bench.next().unwrap().1, "telemetry-1");
-        bench.stored.push(record(Lane::Alert, 1));
-        bench.load();
-        assert_eq!(bench.next().unwrap().1, "alert-1");
-        assert_eq!(bench.next().unwrap().1, "telemetry-2");
-    }
-
-    #[test]
-    fn only_a_puback_makes_a_record_removable_and_only_once() {
-        let mut bench = Bench::new(&[(Lane::Alert, 3)]);
-        let (token, _) = bench.next().unwrap();
-        let published = Notice::Published { token, resent: false };
-        assert!(matches!(
-            bench.forwarder.handle(&published, bench.now),
-            Some(Fate::Published { .. })
-        ));
-        assert_eq!(bench.forwarder.in_flight(), 1);
-        let acknowledged = Notice::Acknowledged { token, no_subscribers: false };
-        let Some(Fate::Delivered(flight)) = bench.forwarder.handle(&acknowledged, bench.now) else {
-            panic!("not delivered")
-        };
-        assert_eq!((flight.lane, flight.position), (Lane::Alert, Position(3)));
-        assert_eq!(bench.forwarder.handle(&acknowledged, bench.now), None);
-    }
-
-    #[test]
-    fn a_refused_record_comes_again_later_and_does_not_block_the_others() {
-        let mut bench = Bench::new(&[(Lane::Alert, 1), (Lane::Alert, 2)]);
-        let (token, _) = bench.next().unwrap();
-        let reason = Refusal::Broker { code: 0x97, text: "quota exceeded".to_owned() };
-        let refused = Notice::Refused { token, reason };
-        let fate = bench.forwarder.handle(&refused, bench.now);
-        assert!(
-            matches!(fate, Some(Fate::Deferred { pause, .. }) if pause == DEFER_FIRST),
-            "{fate:?}"
-        );
-        assert_eq!(bench.ids(), ["alert-2"]);
-        bench.now = bench.forwarder.next_deferred().unwrap();
-        assert_eq!(bench.ids(), ["alert-1"]);
-    }
-
-    #[test]
-    fn refusals_without_end_keep_memory_bounded_and_alerts_moving() {
-        let backlog: Vec<_> = (1..=200).map(|n| (Lane::Telemetry, n)).collect();
-        let mut bench = Bench::new(&backlog);
-        while let Some((token, _)) = bench.next() {
-            let reason = Refusal::Broker { code: 0x87, text: "not authorized".to_owned() };
-            bench.forwarder.handle(&Notice::Refused { token, reason }, bench.now);
-        }
-        assert_eq!(bench.forwarder.deferred.len(), MAX_DEFERRED);
-        bench.stored.push(record(Lane::Alert, 1));
-        bench.load();
-        assert_eq!(bench.next().unwrap().1, "alert-1");
-    }
-}
+mod tests;

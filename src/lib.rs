@@ -15,6 +15,7 @@ pub mod voice;
 
 pub mod outbox;
 
+pub mod downlink;
 pub mod forwarder;
 pub mod uplink;
 

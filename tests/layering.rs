@@ -13,7 +13,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("voice", &["audio"]),
     ("outbox", &["clock", "event"]),
     ("uplink", &["clock"]),
-    ("forwarder", &["event", "outbox", "uplink"]),
+    ("forwarder", &["clock", "event", "outbox", "uplink"]),
+    ("downlink", &["event", "uplink"]),
     ("driver", &["audio", "clock", "event", "outbox", "uplink", "voice"]),
     ("supervisor", &[]),
     (
@@ -23,6 +24,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "cli",
             "clock",
             "config",
+            "downlink",
             "driver",
             "event",
             "forwarder",
@@ -51,7 +53,7 @@ const IO: &[&str] = &[
     "libc",
 ];
 const DOMAIN: &[&str] =
-    &["clock", "config", "event", "audio", "voice", "outbox", "uplink", "forwarder"];
+    &["clock", "config", "event", "audio", "voice", "outbox", "uplink", "forwarder", "downlink"];
 
 fn sources(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

@@ -42,7 +42,7 @@ async fn five_thousand_arrive(protocol: Protocol, version: Version) {
     let began = std::time::Instant::now();
     device.publish_all(0..5000).await;
     println!("{version}: 5000 publishes acknowledged in {:?}", began.elapsed());
-    let connected = Notice::Connected { protocol: version, session_present: false };
+    let connected = Notice::Connected { protocol: version, session_present: false, window: 32 };
     assert_eq!(device.seen[0], connected);
     let received = subscriber.wait_for("5000 messages", |all| all.len() >= 5000);
     let copies = copies(&received);

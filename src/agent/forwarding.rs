@@ -1,6 +1,6 @@
 //! Joins forwarder, outbox and uplink session: one task, started anew as a whole if it fails.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
@@ -8,14 +8,23 @@ use super::{BUDGET, Happening, Reporter};
 use crate::cli::{Failure, exit};
 use crate::clock::{Clock, Rng};
 use crate::config;
+use crate::downlink;
 use crate::driver::outbox_writer::OutboxHandle;
 use crate::driver::{host, net, uplink as driver};
-use crate::forwarder::{Fate, Forwarder};
+use crate::event::Lane;
+use crate::forwarder::{Confirm, Fate, Forwarder, Mode, Overdue, Rules, events_topic};
 use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
-use crate::uplink::{Counters, Credentials, Notice, Outgoing, Presence, Protocol, Settings};
+use crate::uplink::{
+    Counters, Credentials, Notice, Outgoing, Presence, Protocol, Received, Settings, Version,
+};
 
 /// Notices of the session that wait for the forwarder at most.
 const NOTICES: usize = 256;
+/// Messages from the cloud that are dealt with and whose PUBACK is still to be written; more than the
+/// session ever has open.
+const SETTLED: usize = 64;
+/// A session that held so long ends the suspicion that another device has our client id.
+const STEADY: Duration = Duration::from_secs(60);
 /// Failed attempts to connect after which the path counts as a fault.
 const ATTEMPTS_BEFORE_FAULT: u32 = 3;
 
@@ -25,13 +34,16 @@ pub(super) struct Plan {
     device: String,
     url: net::BrokerUrl,
     settings: Settings,
+    rules: Rules,
 }
 
 /// Checks the settings and reads the password.
 ///
 /// # Errors
 /// 78, naming the key.
-pub(super) fn plan(config: &config::Uplink, device: &str) -> Result<Plan, Failure> {
+pub(super) fn plan(config: &config::Config, device: &str) -> Result<Plan, Failure> {
+    let rules = rules(config);
+    let config = &config.uplink;
     let wrong = |key: &str, e: &dyn std::fmt::Display| {
         Failure::new(exit::CONFIG, format!("uplink.{key}: {e}"))
     };
@@ -64,8 +76,20 @@ pub(super) fn plan(config: &config::Uplink, device: &str) -> Result<Plan, Failur
     settings.window = config.window;
     settings.credentials = (!config.username.is_empty())
         .then(|| Credentials { username: config.username.clone(), password });
+    if rules.confirm.contains(&Confirm::Receipt) {
+        settings.subscriptions.push(downlink::receipts_topic(device));
+    }
     settings.validate().map_err(|e| wrong("", &e))?;
-    Ok(Plan { device: device.to_owned(), url, settings })
+    Ok(Plan { device: device.to_owned(), url, settings, rules })
+}
+
+fn rules(config: &config::Config) -> Rules {
+    let confirm = |wanted| if wanted { Confirm::Receipt } else { Confirm::Broker };
+    Rules {
+        confirm: config.receipts.map(|lane| confirm(lane.wanted)),
+        receipt_timeout: config.receipts.map(|lane| lane.timeout),
+        mode: if config.uplink.binary { Mode::Binary } else { Mode::Structured },
+    }
 }
 
 /// Starts the task. The receiver says whether there is a session with the broker.
@@ -82,11 +106,14 @@ pub(super) fn start(
     let (outbox, reporter) = (outbox.clone(), reporter.clone());
     supervisor.task(Stage::Uplink, "uplink", BUDGET, move |stop| {
         let pump = Pump {
-            forwarder: Forwarder::new(&plan.device),
+            forwarder: Forwarder::new(&plan.device, plan.rules),
+            device: plan.device.clone(),
+            rules: plan.rules,
             outbox: outbox.clone(),
             reporter: reporter.clone(),
             clock,
             connected: connected.clone(),
+            faults: Faults::default(),
         };
         forward(plan.clone(), pump, rng.fork(), stop)
     });
@@ -99,17 +126,41 @@ async fn forward(plan: Plan, pump: Pump, rng: Rng, stop: Stop) -> Outcome {
     let (noticed, notices) = mpsc::channel(NOTICES);
     let clock = pump.clock;
     let (counters, _) = watch::channel(Counters::default());
-    let wires =
-        driver::Wires { outgoing: taken, notices: noticed, counters, shutdown: stop.receiver() };
+    let (settled, dealt_with) = mpsc::channel(SETTLED);
+    let wires = driver::Wires {
+        outgoing: taken,
+        notices: noticed,
+        settled: dealt_with,
+        counters,
+        shutdown: stop.receiver(),
+    };
     let config = driver::Config::new(plan.url, plan.settings);
     let session = driver::run(config, wires, clock, rng);
-    let (session, pump) = tokio::join!(session, pump.run(outgoing, notices));
+    let (session, pump) = tokio::join!(session, pump.run(outgoing, notices, settled));
     session.map_err(|e| e.to_string())?;
     pump
 }
 
+/// Which faults of the uplink stand, so that each is raised once.
+#[derive(Debug, Default)]
+struct Faults {
+    /// Records of the lane are refused. Index: [`Lane::index`].
+    refused: [bool; 3],
+    /// No receipts come.
+    receipt: bool,
+    /// Nobody subscribes to the alerts.
+    subscriber: bool,
+    /// Another device seems to have our client id.
+    contested: bool,
+    /// When the session at hand has held long enough to end that suspicion.
+    steady: Option<Instant>,
+}
+
 struct Pump {
     forwarder: Forwarder,
+    device: String,
+    rules: Rules,
+    faults: Faults,
     outbox: OutboxHandle,
     reporter: Reporter,
     clock: Clock,
@@ -122,28 +173,27 @@ impl Pump {
         mut self,
         outgoing: mpsc::Sender<Outgoing>,
         mut notices: mpsc::Receiver<Notice>,
+        settled: mpsc::Sender<u64>,
     ) -> Outcome {
         let mut levels = self.outbox.levels();
         levels.mark_changed();
         loop {
-            while let Some(wanted) = self.forwarder.wanted() {
-                let page = self.outbox.page(wanted.lane, wanted.after, wanted.limit).await;
-                self.forwarder.loaded(wanted, page.map_err(|e| e.to_string())?);
-            }
             let now = self.clock.now();
-            let due = self.forwarder.next_deferred().map_or(Duration::MAX, |at| at - now);
+            self.round(now).await?;
+            let due = self.forwarder.next_due(now).into_iter().chain(self.faults.steady).min();
+            let due = due.map_or(Duration::MAX, |at| at.saturating_duration_since(now));
             tokio::select! {
                 notice = notices.recv() => match notice {
-                    Some(notice) => self.noticed(&notice).await?,
+                    Some(notice) => self.noticed(&notice, &settled).await?,
                     None => break,
                 },
                 permit = outgoing.reserve(), if self.forwarder.has_next(now) => match permit {
-                    Ok(permit) => if let Some(next) = self.forwarder.next(now) {
+                    Ok(permit) => if let Some(next) = self.forwarder.next(now, self.clock.wall()) {
                         permit.send(next);
                     },
                     // The session takes nothing more; its last notices are still to come.
                     Err(_) => while let Some(notice) = notices.recv().await {
-                        self.noticed(&notice).await?;
+                        self.noticed(&notice, &settled).await?;
                     },
                 },
                 changed = levels.changed() => match changed {
@@ -160,8 +210,43 @@ impl Pump {
         Ok(())
     }
 
-    async fn noticed(&mut self, notice: &Notice) -> Outcome {
+    /// What time alone brings, and the pages that are wanted.
+    async fn round(&mut self, now: Instant) -> Outcome {
+        if let Some(Overdue { count, lane, id }) = self.forwarder.overdue(now) {
+            let timeout = self.rules.receipt_timeout[lane.index()].as_secs();
+            let problem = format!(
+                "no receipt within {timeout} s for {count} events published to {} (first: {id}); they \
+                 are published again",
+                events_topic(&self.device, lane)
+            );
+            tracing::warn!("{problem}");
+            self.no_receipts(&problem).await;
+        }
+        if self.faults.steady.is_some_and(|at| at <= now) {
+            self.faults.steady = None;
+            self.faults.contested = false;
+            self.reporter.clear("client-id").await;
+        }
+        while let Some(wanted) = self.forwarder.wanted() {
+            let page = self.outbox.page(wanted.lane, wanted.after, wanted.limit).await;
+            self.forwarder.loaded(wanted, page.map_err(|e| e.to_string())?);
+        }
+        Ok(())
+    }
+
+    async fn no_receipts(&mut self, problem: &str) {
+        if !std::mem::replace(&mut self.faults.receipt, true) {
+            self.reporter.raise("receipt", problem).await;
+        }
+    }
+
+    async fn noticed(&mut self, notice: &Notice, settled: &mpsc::Sender<u64>) -> Outcome {
         self.show(notice).await;
+        if let Notice::Received { delivery, message } = notice {
+            self.received(message).await?;
+            // Without room it is not acknowledged, and the broker sends it again: receipts may come twice.
+            let _ = delivery.map(|delivery| settled.try_send(delivery));
+        }
         match self.forwarder.handle(notice, self.clock.now()) {
             None => {}
             Some(Fate::Published { id, lane, again }) => {
@@ -172,27 +257,120 @@ impl Pump {
                 tracing::debug!(id = flight.id, lane = %flight.lane, "acknowledged");
                 let remove = vec![(flight.lane, flight.position)];
                 self.outbox.remove(remove).await.map_err(|e| e.to_string())?;
+                let nobody = matches!(notice, Notice::Acknowledged { no_subscribers: true, .. });
+                self.taken(flight.lane, nobody).await;
                 let (id, lane) = (flight.id, flight.lane);
                 self.reporter.happened(Happening::Acknowledged { id, lane });
             }
+            Some(Fate::Unconfirmed { id, lane, no_subscribers }) => {
+                tracing::debug!(id, %lane, "acknowledged, waits for its receipt");
+                if no_subscribers {
+                    let topic = events_topic(&self.device, lane);
+                    let problem =
+                        format!("nobody subscribes to {topic}: no receipt can come for {id}");
+                    self.no_receipts(&problem).await;
+                }
+                self.taken(lane, false).await;
+                self.reporter.happened(Happening::Unconfirmed { id, lane });
+            }
             Some(Fate::Deferred { id, lane, reason, pause }) => {
-                tracing::warn!(id, %lane, "{reason}; offered again in {} s", pause.as_secs());
-                self.reporter.happened(Happening::Deferred { id, reason });
+                self.refused(id, lane, reason, pause).await;
+            }
+            Some(Fate::Poisoned { flight, reason }) => {
+                // Until there are dead letters it stays, and is offered ever more rarely.
+                let (id, lane) = (flight.id.clone(), flight.lane);
+                let pause = self.forwarder.defer(flight, self.clock.now());
+                self.refused(id, lane, reason.to_string(), pause).await;
             }
         }
+        Ok(())
+    }
+
+    /// The broker did not take it.
+    async fn refused(&mut self, id: String, lane: Lane, reason: String, pause: Duration) {
+        tracing::warn!(id, %lane, "{reason}; offered again in {} s", pause.as_secs());
+        if !std::mem::replace(&mut self.faults.refused[lane.index()], true) {
+            let problem = format!("{} refused: {reason}", events_topic(&self.device, lane));
+            self.reporter.raise(refused_part(lane), &problem).await;
+        }
+        self.reporter.happened(Happening::Deferred { id, reason });
+    }
+
+    /// The broker took a record of this lane; `nobody`: and threw it away, since nobody subscribes.
+    async fn taken(&mut self, lane: Lane, nobody: bool) {
+        let faults = &mut self.faults;
+        if faults.refused[lane.index()] && !self.forwarder.has_refused(lane) {
+            faults.refused[lane.index()] = false;
+            self.reporter.clear(refused_part(lane)).await;
+        }
+        if lane != Lane::Alert || nobody == self.faults.subscriber {
+            return;
+        }
+        self.faults.subscriber = nobody;
+        if nobody {
+            let topic = events_topic(&self.device, lane);
+            let problem =
+                format!("nobody subscribes to {topic}: the broker has thrown an alert away");
+            self.reporter.raise("subscriber", &problem).await;
+        } else {
+            self.reporter.clear("subscriber").await;
+        }
+    }
+
+    /// A message from the cloud.
+    async fn received(&mut self, message: &Received) -> Outcome {
+        let receipt = match downlink::decode(message) {
+            Ok(receipt) => receipt,
+            Err(error) => {
+                tracing::warn!("downlink: {error}; it is passed over");
+                return Ok(());
+            }
+        };
+        let (lane, source) = (receipt.lane, receipt.source.as_deref());
+        let settled = self.forwarder.receipt(lane, source, &receipt.ids);
+        tracing::debug!(%lane, named = receipt.ids.len(), removed = settled.len(), "receipt");
+        if settled.is_empty() {
+            return Ok(());
+        }
+        let remove = settled.iter().map(|done| (done.lane, done.position)).collect();
+        self.outbox.remove(remove).await.map_err(|e| e.to_string())?;
+        for done in settled {
+            self.reporter.happened(Happening::Received { id: done.id, lane: done.lane });
+        }
+        self.faults.receipt = false;
+        self.reporter.clear("receipt").await;
         Ok(())
     }
 
     /// News of the connection: for the log, for whoever watches, and as a fault where it lasts.
     async fn show(&mut self, notice: &Notice) {
         let line = match notice {
-            Notice::Connected { protocol, session_present } => {
+            Notice::Connected { protocol, session_present, .. } => {
                 self.connected.send_replace(true);
                 self.reporter.clear("uplink").await;
+                self.faults.steady = self.faults.contested.then(|| self.clock.now() + STEADY);
                 let kept = if *session_present { ", session resumed" } else { "" };
-                format!("connected over {protocol}{kept}")
+                let structured = match (self.rules.mode, protocol) {
+                    (Mode::Binary, Version::V311) => {
+                        ", which has no binary mode: events go structured"
+                    }
+                    _ => "",
+                };
+                format!("connected over {protocol}{kept}{structured}")
+            }
+            Notice::Subscribed => "receipts are subscribed to".to_owned(),
+            Notice::SubscriptionRefused { reason } => {
+                self.no_receipts(reason).await;
+                reason.clone()
+            }
+            Notice::Contested { reason } => {
+                if !std::mem::replace(&mut self.faults.contested, true) {
+                    self.reporter.raise("client-id", reason).await;
+                }
+                return;
             }
             Notice::Closed { reason } => {
+                self.faults.steady = None;
                 self.connected.send_replace(false);
                 reason.to_string()
             }
@@ -208,11 +386,21 @@ impl Pump {
                 }
                 message.clone()
             }
-            Notice::Published { .. } | Notice::Acknowledged { .. } | Notice::Refused { .. } => {
-                return;
-            }
+            Notice::Published { .. }
+            | Notice::Acknowledged { .. }
+            | Notice::Refused { .. }
+            | Notice::Received { .. } => return,
         };
         tracing::info!("uplink: {line}");
         self.reporter.happened(Happening::Uplink(line));
+    }
+}
+
+/// The part that is at fault while records of a lane are refused.
+fn refused_part(lane: Lane) -> &'static str {
+    match lane {
+        Lane::Alert => "uplink.refused.alert",
+        Lane::Status => "uplink.refused.status",
+        Lane::Telemetry => "uplink.refused.telemetry",
     }
 }

@@ -34,8 +34,19 @@ pub struct Config {
     pub outbox: Outbox,
     /// `[uplink]`
     pub uplink: Uplink,
+    /// `[lanes]`: what ends the care for a lane's events. Order: alert, status, telemetry.
+    pub receipts: [Receipts; 3],
     /// `[ingest]`
     pub ingest: Ingest,
+}
+
+/// `confirm` and `receipt_timeout` of a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipts {
+    /// The consumer's receipt is waited for, not only the broker's PUBACK.
+    pub wanted: bool,
+    /// How long, before the event is published again.
+    pub timeout: Duration,
 }
 
 /// `[device]`: who this is.
@@ -119,6 +130,8 @@ pub struct Uplink {
     pub url: String,
     /// Which version of MQTT is spoken.
     pub protocol: Protocol,
+    /// Over MQTT 5 events go in binary mode.
+    pub binary: bool,
     /// Publishes in flight at most.
     pub window: u16,
     /// Silence after which the connection is tested.
@@ -219,11 +232,11 @@ fn read(root: &mut BTreeMap<String, Entry>, findings: &mut Findings) -> Config {
     let audio = audio(Section::take_from(root, "audio", findings));
     let voice = voice(Section::take_from(root, "voice", findings));
     let mut outbox = outbox(Section::take_from(root, "outbox", findings));
-    lanes(Section::take_from(root, "lanes", findings), &mut outbox);
+    let receipts = lanes(Section::take_from(root, "lanes", findings), &mut outbox);
     let uplink = uplink(Section::take_from(root, "uplink", findings));
     let ingest = ingest(Section::take_from(root, "ingest", findings));
     ops(Section::take_from(root, "ops", findings));
-    Config { device, audio, voice, outbox, uplink, ingest }
+    Config { device, audio, voice, outbox, uplink, receipts, ingest }
 }
 
 /// Sections of the contract that no code serves yet, and what the user would miss.
@@ -425,22 +438,15 @@ fn outbox(mut section: Section<'_>) -> Outbox {
     }
 }
 
-fn lanes(mut section: Section<'_>, outbox: &mut Outbox) {
-    for name in ["alert", "status", "telemetry"] {
+fn lanes(mut section: Section<'_>, outbox: &mut Outbox) -> [Receipts; 3] {
+    let mut receipts = [Receipts { wanted: false, timeout: Duration::from_secs(60) }; 3];
+    for (name, receipts) in ["alert", "status", "telemetry"].into_iter().zip(&mut receipts) {
         let entry = section.take(name);
         section.nested(name, entry, |lane| {
-            lane.checked(
-                "confirm",
-                (),
-                |text| match text {
-                    "broker" => Ok(()),
-                    "receipt" => {
-                        Err("is `receipt`, which this version cannot wait for; \"broker\"".into())
-                    }
-                    other => Err(format!("is `{other}`; one of: broker")),
-                },
-                |()| reader::quoted("broker"),
-            );
+            receipts.wanted =
+                lane.choice("confirm", false, &[("broker", false), ("receipt", true)]);
+            receipts.timeout =
+                lane.duration("receipt_timeout", receipts.timeout, Duration::from_secs(1));
             match name {
                 "telemetry" => {
                     // Not enforced yet: see `max_size`.
@@ -461,6 +467,7 @@ fn lanes(mut section: Section<'_>, outbox: &mut Outbox) {
         });
     }
     section.finish();
+    receipts
 }
 
 fn uplink(mut section: Section<'_>) -> Uplink {
@@ -482,16 +489,17 @@ fn uplink(mut section: Section<'_>) -> Uplink {
         Protocol::Auto,
         &[("auto", Protocol::Auto), ("5", Protocol::V5), ("3.1.1", Protocol::V311)],
     );
-    section.checked(
-        "mode",
-        (),
-        |text| match text {
-            "structured" => Ok(()),
-            "binary" => Err("is `binary`, which this version does not have; \"structured\"".into()),
-            other => Err(format!("is `{other}`; one of: structured")),
-        },
-        |()| reader::quoted("structured"),
-    );
+    let read_mode = |text: &str| match text {
+        "structured" => Ok(false),
+        "binary" if protocol == Protocol::V311 => {
+            Err("is `binary`, which MQTT 3.1.1 cannot carry; \"structured\", or protocol \"auto\""
+                .into())
+        }
+        "binary" => Ok(true),
+        other => Err(format!("is `{other}`; one of: structured, binary")),
+    };
+    let show_mode = |binary: &bool| reader::quoted(if *binary { "binary" } else { "structured" });
+    let binary = section.checked("mode", false, read_mode, show_mode);
     let window = section.integer("window", 32, 1..=1000);
     let keepalive = section.duration("keepalive", Duration::from_secs(30), Duration::from_secs(1));
     let username = section.text("username", "");
@@ -505,6 +513,7 @@ fn uplink(mut section: Section<'_>) -> Uplink {
     Uplink {
         url,
         protocol,
+        binary,
         window: u16::try_from(window).unwrap_or(32),
         keepalive,
         username,

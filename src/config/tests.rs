@@ -52,9 +52,8 @@ fn what_this_version_cannot_honour_is_refused_and_not_ignored() {
         "[alarm]\ncancel_window = \"10s\"\n",
         "[[button]]\nname = \"call\"\n",
         "[[sensor]]\nname = \"t\"\n",
-        "[lanes.alert]\nconfirm = \"receipt\"\n",
         "[uplink]\nurl = \"mqtts://broker:8883\"\n",
-        "[uplink]\nmode = \"binary\"\n",
+        "[uplink]\nmode = \"binary\"\nprotocol = \"3.1.1\"\n",
         "[uplink]\nca_file = \"/ca.pem\"\n",
         "[uplink]\nfallback_urls = [\"mqtt://b\"]\n",
         "[voice]\nconfirm = \"recogniser\"\n",
@@ -63,6 +62,17 @@ fn what_this_version_cannot_honour_is_refused_and_not_ignored() {
     ] {
         assert_eq!(problems(text).len(), 1, "{text}: {:?}", problems(text));
     }
+}
+
+#[test]
+fn a_lane_may_ask_for_receipts_and_say_how_long_it_waits() {
+    let text = "[lanes.alert]\nconfirm = \"receipt\"\nreceipt_timeout = \"5s\"\n[uplink]\nmode = \"binary\"\n";
+    let config = config(text);
+    let alert = Receipts { wanted: true, timeout: Duration::from_secs(5) };
+    let other = Receipts { wanted: false, timeout: Duration::from_secs(60) };
+    assert_eq!(config.receipts, [alert, other, other]);
+    assert!(config.uplink.binary);
+    assert_eq!(problems("[lanes.alert]\nconfirm = \"both\"\n").len(), 1);
 }
 
 #[test]

@@ -29,7 +29,7 @@ use tokio::time::{sleep_until, timeout};
 use super::net::{self, BrokerUrl, Stream};
 use crate::clock::{Clock, Rng};
 use crate::uplink::{
-    Backoff, Counters, Notice, Outgoing, SEND_MARK, Session, Settings, SettingsError,
+    Backoff, CloseReason, Counters, Notice, Outgoing, SEND_MARK, Session, Settings, SettingsError,
 };
 
 /// Reading stops while this many notices wait for their receiver.
@@ -70,6 +70,8 @@ pub struct Wires {
     pub outgoing: mpsc::Receiver<Outgoing>,
     /// What happened. When its receiver is gone, the task ends as on shutdown.
     pub notices: mpsc::Sender<Notice>,
+    /// Deliveries of [`Notice::Received`] that are dealt with; bounded, a place for each is enough.
+    pub settled: mpsc::Receiver<u64>,
     /// Totals, renewed whenever they change.
     pub counters: watch::Sender<Counters>,
     /// `true`, or its sender gone: end in good order.
@@ -142,7 +144,10 @@ impl Task {
         let (lasted, cause) = self.drive(stream).await;
         if self.session.counters().connects > connects {
             self.failures = 0;
-            self.config.backoff.session_lasted(lasted);
+            // Two devices with one client id would throw each other out for ever, and at full speed.
+            if !matches!(self.session.last_close(), Some(CloseReason::TakenOver(_))) {
+                self.config.backoff.session_lasted(lasted);
+            }
         } else {
             self.failures = self.failures.saturating_add(1);
         }
@@ -196,7 +201,8 @@ impl Task {
         let stalled = link.progress + link.stalled_after;
         let writing = !link.outbox.is_empty();
         let waiting = session.waiting_notices();
-        let reading = waiting < NOTICES_WAITING && link.outbox.len() < WRITE_MAX;
+        let reading =
+            waiting < NOTICES_WAITING && link.outbox.len() < WRITE_MAX && session.wants_bytes();
         let taking = session.free_slots() > 0 && link.outbox.len() < SEND_MARK;
         let mut wake = session.poll_timeout().unwrap_or(stalled);
         if writing {
@@ -234,6 +240,7 @@ impl Task {
                 let taken = session.publish(outgoing);
                 debug_assert!(taken.is_ok(), "asked only with a free slot");
             },
+            Some(delivery) = wires.settled.recv() => session.acknowledge(delivery),
             _ = shutdown(&mut wires.shutdown), if !session.closing() => {
                 session.close(clock.now());
             },

@@ -15,6 +15,7 @@ pub mod catalogue;
 mod envelope;
 pub mod json;
 mod lane;
+pub mod mqtt;
 mod rules;
 mod sdk;
 

@@ -98,6 +98,10 @@ impl<W: Write + IsTerminal> Display<W> {
                 self.totals.acknowledged += 1;
                 self.line("acknowledged", &format!("{id} {lane}"));
             }
+            Happening::Unconfirmed { id, lane } => {
+                self.line("unconfirmed", &format!("{lane} {id}"));
+            }
+            Happening::Received { id, lane } => self.line("receipt", &format!("{lane} {id}")),
             Happening::Deferred { id, reason } => {
                 self.line("refused", &format!("{id} {reason}; offered again later"));
             }

@@ -13,13 +13,13 @@
 //! - A user name or password that is empty is left out with its flag, and a password must be UTF-8:
 //!   the login is appended to CONNECT here.
 //! - Strings over 65535 bytes are written with their length cut to 16 bits: lengths are checked first.
-//! - After a subscription identifier, v5 miscounts the properties of a PUBLISH. Nothing is subscribed
-//!   yet; of a PUBLISH only QoS and packet id are read here, with no look at its properties.
+//! - After a subscription identifier, v5 miscounts the properties of a PUBLISH: `receive` reads it.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use rumqttc::mqttbytes::v4;
 use rumqttc::v5::mqttbytes::v5;
 
+use super::receive::{self, DELIVERIES_MAX, Publish};
 use super::{Outgoing, Refusal, Settings, Version};
 
 /// Fixed header: a type byte and one to four bytes of remaining length.
@@ -40,10 +40,11 @@ pub(super) enum Incoming {
         code: u8,
         text: Option<String>,
     },
-    /// `packet_id` is 0 at QoS 0.
-    Publish {
-        qos: u8,
+    Publish(Publish),
+    /// One code for each filter.
+    SubAck {
         packet_id: u16,
+        codes: Vec<u8>,
     },
     PingResp,
     Disconnect {
@@ -97,7 +98,9 @@ pub(super) fn decode(
     let (first, body) = (frame[0], &frame[header..]);
     match (first >> 4, body.len()) {
         (2, 2) => connack_plain(version, body[0], body[1]).map(Some),
-        (3, _) => publish(first, body).map(Some),
+        (3, _) => receive::publish(version, first, body).map(|p| Some(Incoming::Publish(p))),
+        (9, _) => receive::suback(version, body)
+            .map(|(packet_id, codes)| Some(Incoming::SubAck { packet_id, codes })),
         (13, 0) => Ok(Some(Incoming::PingResp)),
         (14, 0) => Ok(Some(Incoming::Disconnect { code: 0, text: None })),
         (14, 1) => Ok(Some(Incoming::Disconnect { code: body[0], text: None })),
@@ -140,22 +143,6 @@ fn connack_plain(version: Version, flags: u8, code: u8) -> Result<Incoming, Stri
         other => ConnAck::Refused(refusal_text(other, None)),
     };
     Ok(Incoming::ConnAck(answer))
-}
-
-fn publish(first: u8, body: &[u8]) -> Result<Incoming, String> {
-    let qos = first >> 1 & 3;
-    if qos == 3 {
-        return Err("PUBLISH with QoS 3".into());
-    }
-    let mut rest = body;
-    let short = "PUBLISH shorter than its topic";
-    let topic = usize::from(rest.try_get_u16().map_err(|_| short)?);
-    let mut rest = rest.get(topic..).ok_or(short)?;
-    let packet_id = if qos == 0 { 0 } else { rest.try_get_u16().map_err(|_| short)? };
-    if qos > 0 && packet_id == 0 {
-        return Err("PUBLISH with packet id 0".into());
-    }
-    Ok(Incoming::Publish { qos, packet_id })
 }
 
 fn decode_v4(kind: u8, mut frame: BytesMut) -> Result<Incoming, String> {
@@ -312,6 +299,9 @@ pub(super) fn puback_refusal(code: u8, text: Option<&str>) -> Refusal {
     Refusal::Broker { code, text: told(what, text) }
 }
 
+/// DISCONNECT: another client connected with our client id.
+pub(super) const TAKEN_OVER: u8 = 0x8e;
+
 /// Why the broker said DISCONNECT.
 pub(super) fn disconnect_text(code: u8, text: Option<&str>) -> String {
     let what = match code {
@@ -361,6 +351,7 @@ pub(super) fn connect(
             let mut properties = v5::ConnectProperties::new();
             properties.session_expiry_interval = Some(settings.session_expiry_s());
             properties.max_packet_size = Some(settings.max_packet_bytes);
+            properties.receive_maximum = Some(DELIVERIES_MAX as u16);
             let connect = v5::Connect {
                 keep_alive: settings.keepalive_s(),
                 client_id: settings.client_id.clone(),
@@ -398,14 +389,18 @@ fn append_login(settings: &Settings, mut plain: BytesMut, tx: &mut BytesMut) -> 
         plain.put_slice(field);
     }
     tx.put_u8(first);
-    let mut remaining = plain.len();
+    put_remaining(plain.len(), tx);
+    tx.put_slice(&plain);
+    Ok(())
+}
+
+/// Writes a remaining length.
+pub(super) fn put_remaining(mut remaining: usize, tx: &mut BytesMut) {
     while remaining > 0x7f {
         tx.put_u8(0x80 | (remaining & 0x7f) as u8);
         remaining >>= 7;
     }
     tx.put_u8(remaining as u8);
-    tx.put_slice(&plain);
-    Ok(())
 }
 
 /// How a PUBLISH goes out.
@@ -428,9 +423,18 @@ pub(super) fn publish_packet(
     if !valid_topic(&outgoing.topic) {
         return Err(Refusal::InvalidTopic);
     }
-    let content_type = outgoing.content_type.as_deref();
-    if content_type.is_some_and(|t| t.len() > usize::from(u16::MAX)) {
+    let binary = outgoing.binary.as_deref().filter(|_| version == Version::V5);
+    let content_type = match binary {
+        Some(binary) => binary.content_type.as_deref(),
+        None => outgoing.content_type.as_deref(),
+    };
+    let fits = |text: &str| text.len() <= usize::from(u16::MAX);
+    if !content_type.is_none_or(fits) {
         return Err(Refusal::InvalidContentType);
+    }
+    let user_properties = binary.map_or(&[][..], |b| &b.user_properties);
+    if !user_properties.iter().all(|(name, value)| fits(name) && fits(value)) {
+        return Err(Refusal::InvalidProperty);
     }
     let too_large = |bytes| Refusal::TooLarge { bytes, limit };
     match version {
@@ -449,8 +453,11 @@ pub(super) fn publish_packet(
             }
         }
         Version::V5 => {
-            let properties = content_type.map(|t| v5::PublishProperties {
-                content_type: Some(t.to_owned()),
+            let plain = content_type.is_none() && binary.is_none() && outgoing.expiry_s.is_none();
+            let properties = (!plain).then(|| v5::PublishProperties {
+                content_type: content_type.map(str::to_owned),
+                message_expiry_interval: outgoing.expiry_s,
+                user_properties: user_properties.to_vec(),
                 ..Default::default()
             });
             let packet = v5::Publish {
@@ -459,7 +466,7 @@ pub(super) fn publish_packet(
                 retain: header.retain,
                 topic: Bytes::copy_from_slice(outgoing.topic.as_bytes()),
                 pkid: header.packet_id,
-                payload: outgoing.payload.clone(),
+                payload: binary.map_or(&outgoing.payload, |b| &b.payload).clone(),
                 properties,
             };
             let bytes = packet.size();

@@ -5,10 +5,13 @@
 //!   stand in the order in which they were handed in, so a resend keeps the order by itself.
 //! - A packet id is given when an entry is first sent, not when it is handed in: until then the
 //!   session it would belong to can still be lost.
+//! - An urgent entry stands before all that has not been sent on this connection, behind other urgent
+//!   ones: its topic is another than theirs, so no topic's order suffers.
 //! - Only `entries[..sent]` can be acknowledged: a PUBACK for what this connection has not sent
 //!   proves nothing.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use super::Outgoing;
 
@@ -22,8 +25,12 @@ pub(super) struct Entry {
     pub(super) attempted: bool,
     /// Any earlier connection sent it: the next send is a repetition to whoever counts.
     pub(super) repeated: bool,
-    /// Connections that broke while it was the only one sent.
+    /// Connections that broke while it was the only one sent, or that were ended because of it.
     probes: u8,
+    /// When this connection sent it.
+    sent_at: Option<Instant>,
+    /// A later one of this connection was acknowledged before it.
+    overtaken: bool,
 }
 
 #[derive(Debug, Default)]
@@ -48,13 +55,21 @@ impl InFlight {
     }
 
     pub(super) fn push(&mut self, outgoing: Outgoing) {
-        self.entries.push_back(Entry {
+        let unsent_urgent = self.entries.iter().skip(self.sent).take_while(|e| e.outgoing.urgent);
+        let at = match outgoing.urgent {
+            true => self.sent + unsent_urgent.count(),
+            false => self.entries.len(),
+        };
+        let entry = Entry {
             outgoing,
             packet_id: 0,
             attempted: false,
             repeated: false,
             probes: 0,
-        });
+            sent_at: None,
+            overtaken: false,
+        };
+        self.entries.insert(at, entry);
     }
 
     /// The next entry to send.
@@ -63,12 +78,14 @@ impl InFlight {
     }
 
     /// The next entry was sent under this id.
-    pub(super) fn mark_sent(&mut self, packet_id: u16) {
+    pub(super) fn mark_sent(&mut self, packet_id: u16, now: Instant) {
         if let Some(entry) = self.entries.get_mut(self.sent) {
             debug_assert!(entry.packet_id == packet_id || entry.packet_id == 0, "an id changed");
             entry.packet_id = packet_id;
             entry.attempted = true;
             entry.repeated = true;
+            entry.sent_at = Some(now);
+            entry.overtaken = false;
             self.sent += 1;
         }
     }
@@ -81,8 +98,31 @@ impl InFlight {
     /// Takes out the entry that this PUBACK is for, if this connection sent one under the id.
     pub(super) fn acknowledge(&mut self, packet_id: u16) -> Option<Entry> {
         let at = self.entries.iter().take(self.sent).position(|e| e.packet_id == packet_id)?;
+        // Whatever stands before it was sent before it.
+        for entry in self.entries.iter_mut().take(at) {
+            entry.overtaken = true;
+        }
         self.sent -= 1;
         self.entries.remove(at)
+    }
+
+    /// When the oldest publish of this connection was sent, and whether a later one was acknowledged
+    /// before it. No other waits longer, and none is overtaken unless this one is.
+    pub(super) fn oldest(&self) -> Option<(Instant, bool)> {
+        let first = self.entries.front().filter(|_| self.sent > 0)?;
+        Some((first.sent_at?, first.overtaken))
+    }
+
+    /// The oldest publish was overtaken and never acknowledged, and the connection ends for it.
+    /// Returns it when that happened `limit` times.
+    pub(super) fn ignored(&mut self, limit: u8) -> Option<Entry> {
+        let first = self.entries.front_mut().filter(|e| self.sent > 0 && e.overtaken)?;
+        first.probes = first.probes.saturating_add(1);
+        if first.probes < limit {
+            return None;
+        }
+        self.sent -= 1;
+        self.entries.pop_front()
     }
 
     /// The connection broke while the first entry was the only one sent. Returns it when that
@@ -134,8 +174,13 @@ impl PacketIds {
 mod tests {
     use super::*;
 
+    #[allow(clippy::disallowed_methods, reason = "an Instant has no other beginning")]
+    fn now() -> Instant {
+        Instant::now()
+    }
+
     fn outgoing(token: u64) -> Outgoing {
-        Outgoing { token, topic: "t".into(), payload: bytes::Bytes::new(), content_type: None }
+        Outgoing::new(token, "t".into(), bytes::Bytes::new())
     }
 
     #[test]
@@ -149,10 +194,10 @@ mod tests {
     fn an_entry_not_sent_on_this_connection_cannot_be_acknowledged() {
         let mut inflight = InFlight::default();
         inflight.push(outgoing(1));
-        inflight.mark_sent(9);
+        inflight.mark_sent(9, now());
         inflight.reconnected(true);
         assert!(inflight.acknowledge(9).is_none());
-        inflight.mark_sent(9);
+        inflight.mark_sent(9, now());
         assert_eq!(inflight.acknowledge(9).map(|e| e.outgoing.token), Some(1));
         assert!(inflight.acknowledge(9).is_none());
     }
@@ -162,12 +207,42 @@ mod tests {
         let mut inflight = InFlight::default();
         for token in 1..=3 {
             inflight.push(outgoing(token));
-            inflight.mark_sent(token as u16);
+            inflight.mark_sent(token as u16, now());
         }
         inflight.acknowledge(2);
         inflight.reconnected(false);
         let tokens: Vec<_> =
             inflight.entries.iter().map(|e| (e.outgoing.token, e.packet_id, e.attempted)).collect();
         assert_eq!(tokens, [(1, 0, false), (3, 0, false)]);
+    }
+
+    #[test]
+    fn an_urgent_publish_stands_before_all_that_is_unsent_and_behind_its_like() {
+        let urgent = |token| Outgoing { urgent: true, ..outgoing(token) };
+        let mut inflight = InFlight::default();
+        for token in 1..=3 {
+            inflight.push(outgoing(token));
+        }
+        inflight.mark_sent(1, now());
+        for token in [4, 5] {
+            inflight.push(urgent(token));
+        }
+        let order: Vec<_> = inflight.entries.iter().map(|e| e.outgoing.token).collect();
+        assert_eq!(order, [1, 4, 5, 2, 3]);
+    }
+
+    #[test]
+    fn a_publish_left_behind_is_known_by_the_later_ones_that_were_not() {
+        let mut inflight = InFlight::default();
+        for token in 1..=3 {
+            inflight.push(outgoing(token));
+            inflight.mark_sent(token as u16, now());
+        }
+        assert_eq!(inflight.oldest().map(|o| o.1), Some(false));
+        inflight.acknowledge(3);
+        assert_eq!(inflight.oldest().map(|o| o.1), Some(true));
+        assert!(inflight.ignored(2).is_none());
+        assert_eq!(inflight.ignored(2).map(|e| e.outgoing.token), Some(1));
+        assert_eq!(inflight.unacknowledged(), 1);
     }
 }

@@ -17,6 +17,12 @@
 //! - One publish that a broker answers with a reset cannot hold up the others for ever: after
 //!   two connections without any PUBACK, one publish at a time is sent until one is answered, and
 //!   one that breaks three such connections is given back as [`Refusal::Unanswered`].
+//! - A PUBACK that got lost on a connection that lives is fetched by another connection: after two
+//!   keepalives if later publishes were acknowledged, after ten if nothing is. A publish overtaken
+//!   like that on three connections in a row is given back as [`Refusal::Ignored`].
+//! - A publish from the broker is acknowledged once its consumer is done with it
+//!   ([`Session::acknowledge`]), in the order of coming. Subscriptions are renewed in each session that
+//!   the broker did not keep.
 //! - Everything is bounded: the window, the receive buffer (one packet), the send buffer
 //!   ([`SEND_MARK`] and one packet), every wait.
 //!
@@ -42,9 +48,9 @@
 //! because it hides packet ids, forgets what was in flight when a session is lost and never sets DUP.
 //!
 //! # Deliberately absent
-//! Subscriptions (an incoming PUBLISH is acknowledged and ignored), QoS 0 and 2, topic aliases,
-//! enhanced authentication, TLS (it belongs below the byte stream). What to do with a refused
-//! publish is the forwarder's decision.
+//! QoS 0 and 2, wildcards in subscriptions, topic aliases, an Assigned Client Identifier (the client id
+//! is always ours), enhanced authentication, TLS (it belongs below the byte stream). What to do with a
+//! refused publish is the forwarder's decision, what a received one means that of its consumer.
 //!
 //! Source: MQTT 5.0 and MQTT 3.1.1, OASIS.
 
@@ -54,6 +60,7 @@ mod inflight;
 mod negotiate;
 mod notice;
 mod presence;
+mod receive;
 mod session;
 mod settings;
 
@@ -61,7 +68,8 @@ mod settings;
 mod tests;
 
 pub use backoff::{Backoff, BackoffError};
-pub use notice::{CloseReason, Counters, Notice, Outgoing, PublishError, Refusal};
+pub use notice::{Binary, CloseReason, Counters, Notice, Outgoing, PublishError, Refusal};
 pub use presence::Presence;
+pub use receive::Received;
 pub use session::{SEND_MARK, Session};
 pub use settings::{Credentials, Protocol, Settings, SettingsError, Version};

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Version;
+use super::receive::Received;
 
 /// One publish, QoS 1, not retained.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,39 @@ pub struct Outgoing {
     pub payload: Bytes,
     /// MQTT 5 Content Type; 3.1.1 has no place for it.
     pub content_type: Option<Arc<str>>,
+    /// What goes out instead of payload and content type over MQTT 5, where there is such a form.
+    pub binary: Option<Box<Binary>>,
+    /// MQTT 5 Message Expiry Interval: how long the broker may keep it for an absent subscriber. It
+    /// counts from the first sending; a resend does not shorten it.
+    pub expiry_s: Option<u32>,
+    /// Goes before everything that is not urgent and has not been sent on this connection.
+    pub urgent: bool,
+}
+
+impl Outgoing {
+    /// A plain one: neither binary nor urgent, without content type, never expiring.
+    pub fn new(token: u64, topic: Arc<str>, payload: Bytes) -> Self {
+        Self {
+            token,
+            topic,
+            payload,
+            content_type: None,
+            binary: None,
+            expiry_s: None,
+            urgent: false,
+        }
+    }
+}
+
+/// A publish whose attributes stand beside its payload: MQTT 5 only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binary {
+    /// The payload.
+    pub payload: Bytes,
+    /// Content Type.
+    pub content_type: Option<String>,
+    /// User Properties.
+    pub user_properties: Vec<(String, String)>,
 }
 
 /// What happened, in the order in which it happened.
@@ -32,6 +66,27 @@ pub enum Notice {
         protocol: Version,
         /// The broker had kept our session.
         session_present: bool,
+        /// How many publishes may be in flight: ours, or less by the broker's Receive Maximum.
+        window: u16,
+    },
+    /// The broker sends us what is published to [`super::Settings::subscriptions`].
+    Subscribed,
+    /// It does not.
+    SubscriptionRefused {
+        /// The topic filter and why.
+        reason: String,
+    },
+    /// A publish from the broker, on a topic that was subscribed to.
+    Received {
+        /// For [`super::Session::acknowledge`], once the message is dealt with; none at QoS 0.
+        delivery: Option<u64>,
+        /// What came.
+        message: Received,
+    },
+    /// Sessions end in a way that looks as if another device used the same client id.
+    Contested {
+        /// What was seen and what to do about it.
+        reason: String,
     },
     /// The broker does not (seem to) speak the MQTT we tried; the next attempt uses another.
     ProtocolChanged {
@@ -106,6 +161,15 @@ pub enum Refusal {
     /// A Content Type over 65535 bytes; it was never sent.
     #[error("content type is over 65535 bytes")]
     InvalidContentType,
+    /// A User Property over 65535 bytes; it was never sent.
+    #[error("an attribute is over 65535 bytes: only structured mode can carry it")]
+    InvalidProperty,
+    /// The broker acknowledged later publishes and never this one, several times in a row.
+    #[error("broker left this publish without an answer on {connections} connections in a row")]
+    Ignored {
+        /// How often.
+        connections: u8,
+    },
     /// Sent alone, and instead of a PUBACK the connection broke, several times in a row. That is how
     /// some brokers answer what they do not like; it may also have been the network.
     #[error(
@@ -124,6 +188,23 @@ pub enum Refusal {
         /// What it means, with the broker's own words where it gave some.
         text: String,
     },
+}
+
+impl Refusal {
+    /// Whether the same publish would be refused again, as far as can be told: it is too large, its
+    /// topic or payload is not accepted, or the broker's rules forbid it. Everything else may pass: a
+    /// quota, a busy broker, a broker that says nothing.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::TooLarge { .. }
+            | Self::InvalidTopic
+            | Self::InvalidContentType
+            | Self::InvalidProperty => true,
+            // They look like a poisoned publish, and cannot be told from a bad network.
+            Self::Unanswered { .. } | Self::Ignored { .. } => true,
+            Self::Broker { code, .. } => matches!(code, 0x87 | 0x90 | 0x95 | 0x99),
+        }
+    }
 }
 
 /// Why a connection ended.
@@ -150,6 +231,15 @@ pub enum CloseReason {
     /// The broker said DISCONNECT (MQTT 5).
     #[error("broker ended the session: {0}")]
     ByBroker(String),
+    /// The broker said that another client connected with our client id (MQTT 5).
+    #[error("broker ended the session: {0}")]
+    TakenOver(String),
+    /// A publish went without PUBACK for this long on a connection that lives.
+    #[error("no PUBACK for a publish for {0:?}")]
+    Unacknowledged(Duration),
+    /// SUBSCRIBE went without an answer for this long on a connection that lives.
+    #[error("no SUBACK for {0:?}")]
+    NoSubAck(Duration),
 }
 
 /// Why [`super::Session::publish`] did not take a publish; it is handed back.
@@ -184,12 +274,16 @@ pub struct Counters {
     pub refused: u64,
     /// PUBACKs for nothing that this connection has in flight: duplicate, late or invented.
     pub pubacks_ignored: u64,
-    /// Publishes from the broker, ignored since nothing is subscribed.
+    /// Publishes from the broker on topics that were subscribed to.
+    pub received: u64,
+    /// Publishes from the broker on other topics, as from a subscription of an earlier life.
     pub publishes_ignored: u64,
     /// PINGREQs sent.
     pub pings: u64,
     /// Connections ended because the broker broke the protocol.
     pub protocol_errors: u64,
+    /// Connections ended because a publish or SUBSCRIBE went unanswered while the broker lived.
+    pub unacknowledged: u64,
     /// Connections ended by silence: no CONNACK, or nothing heard for two keepalives.
     pub silences: u64,
 }

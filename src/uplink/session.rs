@@ -17,6 +17,7 @@ use super::codec::{self, Accepted, ConnAck, Header, Incoming};
 use super::inflight::{InFlight, PacketIds};
 use super::negotiate::Negotiation;
 use super::presence::{Kind, PresenceState};
+use super::receive::{self, DELIVERIES_MAX, Deliveries, Publish};
 use super::{
     CloseReason, Counters, Notice, Outgoing, PublishError, Refusal, Settings, SettingsError,
     Version,
@@ -34,6 +35,21 @@ const PROBE_AFTER: u32 = 2;
 /// A publish that broke this many connections, alone, is given back.
 const PROBES: u8 = 3;
 
+/// A publish that later ones overtook is given up on this connection after so many keepalives
+/// without a PUBACK, and SUBSCRIBE without SUBACK too: the answer is lost, and only another connection
+/// brings it back.
+const OVERTAKEN_KEEPALIVES: u32 = 2;
+/// The same for a publish while the broker acknowledges nothing at all: it may be busy, and another
+/// connection would only add duplicates.
+const UNANSWERED_KEEPALIVES: u32 = 10;
+/// A publish that was overtaken on this many connections in a row is given back.
+const IGNORED: u8 = 3;
+
+/// Sessions of MQTT 3.1.1, which cannot say why it ends, that end so soon after they began,
+const SHORT: Duration = Duration::from_secs(30);
+/// and so often in a row, look like two devices with one client id.
+const SHORT_IN_A_ROW: u32 = 3;
+
 /// Ends a connection that broke the protocol (MQTT 5 §3.14.2.1).
 const PROTOCOL_ERROR: u8 = 0x82;
 /// Ends a connection in order, but has the broker publish the will.
@@ -46,8 +62,11 @@ struct Link {
     receive_maximum: usize,
     /// The largest packet that may be sent.
     limit: usize,
+    began: Instant,
     last_sent: Instant,
     last_heard: Instant,
+    /// SUBSCRIBE that has no SUBACK yet: its packet id, and when it was sent.
+    subscribing: Option<(u16, Instant)>,
     /// A PUBACK for a publish has come.
     answered: bool,
     /// Set by `close`: until when PUBACKs are waited for.
@@ -71,6 +90,9 @@ pub struct Session {
     state: State,
     inflight: InFlight,
     presence: PresenceState,
+    deliveries: Deliveries,
+    /// SUBACK has come in the session that the broker keeps.
+    subscribed: bool,
     ids: PacketIds,
     /// Small packets that go out before any publish.
     control: BytesMut,
@@ -82,6 +104,8 @@ pub struct Session {
     last_close: Option<CloseReason>,
     /// Connections in a row on which publishes were sent and none was answered.
     fruitless: u32,
+    /// Sessions of MQTT 3.1.1 in a row that ended soon after they began.
+    short_lived: u32,
 }
 
 impl Session {
@@ -97,6 +121,8 @@ impl Session {
             state: State::Idle,
             inflight: InFlight::default(),
             presence: PresenceState::default(),
+            deliveries: Deliveries::default(),
+            subscribed: false,
             ids: PacketIds::default(),
             control: BytesMut::new(),
             rx: BytesMut::new(),
@@ -106,6 +132,7 @@ impl Session {
             closed: false,
             last_close: None,
             fruitless: 0,
+            short_lived: 0,
         })
     }
 
@@ -185,6 +212,7 @@ impl Session {
             }
             State::Active(_) => self.end(CloseReason::Lost(cause.into()), None),
         }
+        self.deliveries.reconnected();
         self.state = State::Idle;
         self.control.clear();
         self.rx.clear();
@@ -214,13 +242,31 @@ impl Session {
             State::Active(link) => {
                 let ping = link.last_sent + link.keepalive;
                 let silent = link.last_heard + 2 * link.keepalive;
-                Some(ping.min(silent).min(link.draining.unwrap_or(silent)))
+                let due = ping.min(silent).min(link.draining.unwrap_or(silent));
+                Some(self.unanswered_at(link).map_or(due, |at| due.min(at)))
             }
         }
     }
 
+    /// When a publish or SUBSCRIBE has been without its answer for too long.
+    fn unanswered_at(&self, link: &Link) -> Option<Instant> {
+        let publish = self.inflight.oldest().map(|(sent, overtaken)| {
+            sent + link.keepalive
+                * if overtaken { OVERTAKEN_KEEPALIVES } else { UNANSWERED_KEEPALIVES }
+        });
+        let subscribe =
+            link.subscribing.map(|(_, sent)| sent + link.keepalive * OVERTAKEN_KEEPALIVES);
+        publish.into_iter().chain(subscribe).min()
+    }
+
     /// Does what is due by `now`; harmless when nothing is.
     pub fn handle_timeout(&mut self, now: Instant) {
+        if let State::Active(link) = &self.state
+            && link.draining.is_none()
+            && self.unanswered_at(link).is_some_and(|at| now >= at)
+        {
+            return self.end_unanswered(now);
+        }
         match &mut self.state {
             State::Idle | State::Ended => {}
             State::Connecting { deadline } if now >= *deadline => {
@@ -249,6 +295,22 @@ impl Session {
         }
     }
 
+    /// The broker lives and left something without its answer. What is in flight is sent again on the
+    /// next connection, where brokers answer what they had forgotten.
+    fn end_unanswered(&mut self, now: Instant) {
+        self.counters.unacknowledged += 1;
+        let reason = match self.inflight.oldest() {
+            Some((sent, _)) => CloseReason::Unacknowledged(now.saturating_duration_since(sent)),
+            None => CloseReason::NoSubAck(self.settings.keepalive * OVERTAKEN_KEEPALIVES),
+        };
+        let given_back = self.inflight.ignored(IGNORED);
+        self.end(reason, Some(0));
+        if let Some(entry) = given_back {
+            let reason = Refusal::Ignored { connections: IGNORED };
+            self.refused(entry.outgoing.token, reason);
+        }
+    }
+
     /// Appends what is to be sent to `out`, publishes only up to [`SEND_MARK`]. What is appended
     /// counts as sent.
     pub fn poll_transmit(&mut self, now: Instant, out: &mut BytesMut) {
@@ -256,7 +318,7 @@ impl Session {
         out.put(self.control.split());
         if matches!(self.state, State::Active(_)) {
             self.send_presence(out);
-            self.send_publishes(out);
+            self.send_publishes(now, out);
         }
         if let State::Active(link) = &mut self.state
             && out.len() > before
@@ -290,6 +352,19 @@ impl Session {
         Ok(())
     }
 
+    /// The message of [`Notice::Received`] is dealt with: the broker may forget it. Without effect for
+    /// a delivery of an earlier connection, whose message the broker sends again.
+    pub fn acknowledge(&mut self, delivery: u64) {
+        for packet_id in self.deliveries.settle(delivery) {
+            codec::puback(packet_id, &mut self.control);
+        }
+    }
+
+    /// Whether more may be read from the broker: not while too many messages wait for their consumer.
+    pub fn wants_bytes(&self) -> bool {
+        self.deliveries.len() < DELIVERIES_MAX
+    }
+
     /// Ends the session in good order: offline message, the PUBACKs that are still due, DISCONNECT;
     /// at most [`Settings::drain_timeout`]. No later connection is made.
     pub fn close(&mut self, now: Instant) {
@@ -309,7 +384,11 @@ impl Session {
 
     fn fresh_id(&mut self) -> u16 {
         let (inflight, presence) = (&self.inflight, &self.presence);
-        self.ids.next(|id| inflight.uses(id) || presence.uses(id))
+        let subscribing = match &self.state {
+            State::Active(link) => link.subscribing.map_or(0, |(id, _)| id),
+            _ => 0,
+        };
+        self.ids.next(|id| inflight.uses(id) || presence.uses(id) || id == subscribing)
     }
 
     /// Whether Receive Maximum lets one more publish onto the wire.
@@ -338,15 +417,11 @@ impl Session {
         while self.may_send() {
             let Some((kind, packet_id, dup)) = self.presence.take_next() else { return };
             let presence = &self.settings.presence;
-            let message = Outgoing {
-                token: 0,
-                topic: presence.topic.clone(),
-                payload: match kind {
-                    Kind::Birth => presence.birth.clone(),
-                    Kind::Offline => presence.will.clone(),
-                },
-                content_type: None,
+            let payload = match kind {
+                Kind::Birth => presence.birth.clone(),
+                Kind::Offline => presence.will.clone(),
             };
+            let message = Outgoing::new(0, presence.topic.clone(), payload);
             let header = Header { packet_id, dup, retain: true };
             let version = self.negotiation.current();
             let sent = codec::publish_packet(version, header, &message, self.send_limit(), out);
@@ -358,7 +433,7 @@ impl Session {
         }
     }
 
-    fn send_publishes(&mut self, out: &mut BytesMut) {
+    fn send_publishes(&mut self, now: Instant, out: &mut BytesMut) {
         let draining = matches!(&self.state, State::Active(link) if link.draining.is_some());
         while !draining && out.len() < SEND_MARK && self.may_send() && !self.awaiting_probe() {
             let Some(entry) = self.inflight.next() else { return };
@@ -370,7 +445,7 @@ impl Session {
             let Some(entry) = self.inflight.next() else { return };
             match codec::publish_packet(version, header, &entry.outgoing, limit, out) {
                 Ok(()) => {
-                    self.inflight.mark_sent(packet_id);
+                    self.inflight.mark_sent(packet_id, now);
                     let counter = match resent {
                         true => &mut self.counters.resent,
                         false => &mut self.counters.published,
@@ -401,17 +476,17 @@ impl Session {
         match packet {
             Incoming::PubAck { packet_id, code, text } => self.puback(packet_id, code, text),
             Incoming::PingResp => {}
-            Incoming::Publish { qos, packet_id } => {
-                self.counters.publishes_ignored += 1;
-                if qos == 1 {
-                    codec::puback(packet_id, &mut self.control);
-                }
-            }
+            Incoming::Publish(publish) => self.received(publish),
+            Incoming::SubAck { packet_id, codes } => self.suback(packet_id, &codes),
             Incoming::Disconnect { .. } if self.negotiation.current() == Version::V311 => {
                 self.protocol_error("DISCONNECT from a broker of MQTT 3.1.1".into());
             }
             Incoming::Disconnect { code, text } => {
                 let reason = codec::disconnect_text(code, text.as_deref());
+                if code == codec::TAKEN_OVER {
+                    self.notices.push_back(Notice::Contested { reason: reason.clone() });
+                    return self.end(CloseReason::TakenOver(reason), None);
+                }
                 self.end(CloseReason::ByBroker(reason), None);
             }
             Incoming::ConnAck(_) => self.protocol_error("second CONNACK".into()),
@@ -462,8 +537,10 @@ impl Session {
             keepalive,
             receive_maximum: accepted.receive_maximum.into(),
             limit: limit as usize,
+            began: now,
             last_sent: now,
             last_heard: now,
+            subscribing: None,
             answered: false,
             draining: None,
         });
@@ -471,7 +548,61 @@ impl Session {
         let id = self.fresh_id();
         self.presence.connected(session_present, id);
         let protocol = self.negotiation.current();
-        self.notices.push_back(Notice::Connected { protocol, session_present });
+        let window = self.settings.window.min(accepted.receive_maximum);
+        self.notices.push_back(Notice::Connected { protocol, session_present, window });
+        self.subscribed &= session_present;
+        self.subscribe(now);
+    }
+
+    /// Says SUBSCRIBE, unless the broker's session still has what an earlier one asked for.
+    fn subscribe(&mut self, now: Instant) {
+        if self.settings.subscriptions.is_empty() || self.subscribed {
+            return;
+        }
+        let packet_id = self.fresh_id();
+        let version = self.negotiation.current();
+        receive::subscribe(version, packet_id, &self.settings.subscriptions, &mut self.control);
+        if let State::Active(link) = &mut self.state {
+            link.subscribing = Some((packet_id, now));
+        }
+    }
+
+    fn suback(&mut self, packet_id: u16, codes: &[u8]) {
+        let State::Active(link) = &mut self.state else { return };
+        if link.subscribing.is_none_or(|(asked, _)| asked != packet_id) {
+            return self.protocol_error("SUBACK that nothing asked for".into());
+        }
+        link.subscribing = None;
+        let filters = &self.settings.subscriptions;
+        let refused = filters.iter().zip(codes).find(|(_, code)| **code >= 0x80);
+        let notice = match refused {
+            None if codes.len() < filters.len() => {
+                return self.protocol_error("SUBACK with fewer codes than filters".into());
+            }
+            None => Notice::Subscribed,
+            Some((filter, code)) => Notice::SubscriptionRefused {
+                reason: format!("subscribe to {filter}: {}", receive::suback_refusal(*code)),
+            },
+        };
+        self.subscribed = notice == Notice::Subscribed;
+        self.notices.push_back(notice);
+    }
+
+    fn received(&mut self, publish: Publish) {
+        let Publish { qos, packet_id, message } = publish;
+        let ours = self.settings.subscriptions.iter().any(|topic| **topic == *message.topic);
+        // QoS 2 is never granted to us, and its handshake is not spoken.
+        if !ours || qos > 1 {
+            self.counters.publishes_ignored += 1;
+            if qos == 1 {
+                let number = self.deliveries.came(packet_id);
+                self.acknowledge(number);
+            }
+            return;
+        }
+        self.counters.received += 1;
+        let delivery = (qos == 1).then(|| self.deliveries.came(packet_id));
+        self.notices.push_back(Notice::Received { delivery, message });
     }
 
     fn puback(&mut self, packet_id: u16, code: u8, text: Option<String>) {
@@ -558,11 +689,31 @@ impl Session {
                 self.refused(entry.outgoing.token, reason);
             }
         }
+        self.note_short_life(&reason);
         if let Some(code) = goodbye {
             codec::disconnect(self.negotiation.current(), code, &mut self.control);
         }
         self.state = State::Ended;
         self.last_close = Some(reason.clone());
         self.notices.push_back(Notice::Closed { reason });
+    }
+
+    /// MQTT 3.1.1 brokers close the older of two connections of one client id without a word.
+    fn note_short_life(&mut self, reason: &CloseReason) {
+        let State::Active(link) = &self.state else { return };
+        let ended = matches!(reason, CloseReason::Lost(_));
+        let lasted = link.last_heard.saturating_duration_since(link.began);
+        if self.negotiation.current() != Version::V311 || !ended || lasted >= SHORT {
+            self.short_lived = 0;
+            return;
+        }
+        self.short_lived = self.short_lived.saturating_add(1);
+        if self.short_lived == SHORT_IN_A_ROW {
+            let reason = format!(
+                "{SHORT_IN_A_ROW} sessions in a row were closed soon after they began: another device \
+                 may have the same client id (give each its own [device] id), or the network is bad"
+            );
+            self.notices.push_back(Notice::Contested { reason });
+        }
     }
 }

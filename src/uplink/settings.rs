@@ -1,6 +1,7 @@
 //! What a session is told once: who we are, which MQTT, how long to wait, how much at a time.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Presence;
@@ -14,6 +15,9 @@ const PACKET_MIN: u32 = 1024;
 
 /// The largest packet that MQTT can carry.
 const PACKET_MAX: u32 = 268_435_455;
+
+/// Few are needed, and all go into one SUBSCRIBE.
+const SUBSCRIPTIONS_MAX: usize = 8;
 
 /// The largest window. Packet ids are 16 bits and go round; leaving three quarters of them unused
 /// keeps the id of a fresh publish far from any id that a late PUBACK can still name.
@@ -90,6 +94,9 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// The presence topic with birth and will.
     pub presence: Presence,
+    /// Topics to subscribe to at QoS 1, letter by letter, no wildcards. Default none: some brokers close
+    /// the connection over a subscription that their rules forbid.
+    pub subscriptions: Vec<Arc<str>>,
     /// The largest packet sent or received. Default 256 KiB: an event may have 64 KiB.
     pub max_packet_bytes: u32,
 }
@@ -109,6 +116,11 @@ pub enum SettingsError {
     /// Empty, too long, or with a wildcard.
     #[error("presence topic {0:?} must have 1 to 65535 bytes, no `+`, no `#`, no NUL")]
     PresenceTopic(String),
+    /// Empty, too long or with a wildcard; or more than eight of them.
+    #[error(
+        "subscription {0:?} must have 1 to 65535 bytes, no `+`, no `#`, no NUL, and be one of at most 8"
+    )]
+    Subscription(String),
     /// The will travels inside CONNECT, where its length is 16 bits.
     #[error("presence payload must have at most 65535 bytes, not {0}")]
     PresencePayload(usize),
@@ -133,6 +145,7 @@ impl Settings {
             connack_timeout: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(3),
             presence,
+            subscriptions: Vec::new(),
             max_packet_bytes: 256 * 1024,
         }
     }
@@ -154,6 +167,11 @@ impl Settings {
         }
         if !valid_topic(&self.presence.topic) {
             return Err(SettingsError::PresenceTopic(self.presence.topic.to_string()));
+        }
+        let wrong =
+            |(at, topic): &(usize, &Arc<str>)| *at >= SUBSCRIPTIONS_MAX || !valid_topic(topic);
+        if let Some((_, topic)) = self.subscriptions.iter().enumerate().find(wrong) {
+            return Err(SettingsError::Subscription(topic.to_string()));
         }
         let payload = self.presence.birth.len().max(self.presence.will.len());
         if payload > FIELD_MAX {

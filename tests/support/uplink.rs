@@ -18,6 +18,7 @@ use super::PATIENCE;
 /// A running uplink. Dropping it is a cut: no goodbye.
 pub struct Device {
     pub outgoing: mpsc::Sender<Outgoing>,
+    pub settled: mpsc::Sender<u64>,
     notices: mpsc::Receiver<Notice>,
     pub counters: watch::Receiver<Counters>,
     shutdown: watch::Sender<bool>,
@@ -50,23 +51,22 @@ pub fn outgoing(token: u64) -> Outgoing {
     let mut payload = token.to_be_bytes().to_vec();
     let length = token as usize * 37 % 700;
     payload.extend((0..length).map(|at| (at as u64 ^ token) as u8));
-    Outgoing {
-        token,
-        topic: "hark/flat-12/events/alert".into(),
-        payload: payload.into(),
-        content_type: Some("application/cloudevents+json".into()),
-    }
+    let mut outgoing = Outgoing::new(token, "hark/flat-12/events/alert".into(), payload.into());
+    outgoing.content_type = Some("application/cloudevents+json".into());
+    outgoing
 }
 
 impl Device {
     pub fn start(config: Config) -> Self {
         let (outgoing, outgoing_rx) = mpsc::channel(1);
         let (notices_tx, notices) = mpsc::channel(64);
+        let (settled, settled_rx) = mpsc::channel(16);
         let (counters_tx, counters) = watch::channel(Counters::default());
         let (shutdown, shutdown_rx) = watch::channel(false);
         let wires = Wires {
             outgoing: outgoing_rx,
             notices: notices_tx,
+            settled: settled_rx,
             counters: counters_tx,
             shutdown: shutdown_rx,
         };
@@ -74,6 +74,7 @@ impl Device {
         let task = tokio::spawn(run(config, wires, clock, Rng::from_seed(1)));
         Self {
             outgoing,
+            settled,
             notices,
             counters,
             shutdown,

@@ -1,8 +1,9 @@
 //! The session against scripted brokers, in virtual time.
 //!
-//! `peer` is the broker's side over the same codecs, `table` walks through single situations,
+//! `peer` is the broker's side over the same codecs, `table` and `downstream` walk through single situations,
 //! `random` runs random schedules and checks the log of everything that went over the wire.
 
+mod downstream;
 mod peer;
 mod random;
 mod table;
@@ -39,10 +40,7 @@ fn settings() -> Settings {
 fn outgoing(token: u64, filler: usize) -> Outgoing {
     let mut payload = token.to_be_bytes().to_vec();
     payload.resize(8 + filler, 0x5a);
-    Outgoing {
-        token,
-        topic: "hark/flat-12/events/alert".into(),
-        payload: payload.into(),
-        content_type: Some("application/cloudevents+json".into()),
-    }
+    let mut outgoing = Outgoing::new(token, "hark/flat-12/events/alert".into(), payload.into());
+    outgoing.content_type = Some("application/cloudevents+json".into());
+    outgoing
 }

@@ -13,6 +13,8 @@ pub(super) enum Seen {
     Publish(Publish),
     PubAck(u16),
     PingReq,
+    /// Packet id and filters, each asked for at QoS 1.
+    Subscribe(u16, Vec<String>),
     Disconnect(u8),
 }
 
@@ -124,6 +126,10 @@ fn read_v4(frame: &mut BytesMut) -> Seen {
             })
         }
         v4::Packet::PubAck(a) => Seen::PubAck(a.pkid),
+        v4::Packet::Subscribe(s) => {
+            assert!(s.filters.iter().all(|f| f.qos == rumqttc::mqttbytes::QoS::AtLeastOnce));
+            Seen::Subscribe(s.pkid, s.filters.into_iter().map(|f| f.path).collect())
+        }
         v4::Packet::PingReq => Seen::PingReq,
         v4::Packet::Disconnect => Seen::Disconnect(0),
         other => panic!("a client must not send {other:?}"),
@@ -160,6 +166,10 @@ fn read_v5(frame: &mut BytesMut) -> Seen {
             })
         }
         v5::Packet::PubAck(a) => Seen::PubAck(a.pkid),
+        v5::Packet::Subscribe(s) => {
+            assert!(s.filters.iter().all(|f| f.qos == rumqttc::v5::mqttbytes::QoS::AtLeastOnce));
+            Seen::Subscribe(s.pkid, s.filters.into_iter().map(|f| f.path).collect())
+        }
         v5::Packet::PingReq(_) => Seen::PingReq,
         other => panic!("a client must not send {other:?}"),
     }
@@ -222,6 +232,17 @@ pub(super) fn puback(version: Version, packet_id: u16, code: u8) -> BytesMut {
     if version == Version::V5 && code != 0 {
         out.put_u8(code);
     }
+    out
+}
+
+/// SUBACK with these codes.
+pub(super) fn suback(version: Version, packet_id: u16, codes: &[u8]) -> BytesMut {
+    let mut out = BytesMut::new();
+    let properties = usize::from(version == Version::V5);
+    out.put_slice(&[0x90, (2 + properties + codes.len()) as u8]);
+    out.put_u16(packet_id);
+    out.put_bytes(0, properties);
+    out.put_slice(codes);
     out
 }
 

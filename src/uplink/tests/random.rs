@@ -195,7 +195,7 @@ impl World {
     fn drain_notices(&mut self) {
         while let Some(notice) = self.session.poll_notice() {
             match notice {
-                Notice::Connected { session_present, protocol } => {
+                Notice::Connected { session_present, protocol, .. } => {
                     assert_eq!(protocol, self.shape.version);
                     self.log.connected(session_present);
                 }
@@ -214,7 +214,9 @@ impl World {
                     self.log.settle(token);
                 }
                 Notice::Published { token, .. } => assert!(self.log.handed_in.contains(&token)),
-                Notice::Closed { .. } | Notice::PresenceRefused { .. } => {}
+                Notice::Closed { .. }
+                | Notice::PresenceRefused { .. }
+                | Notice::Contested { .. } => {}
                 other => panic!("unexpected {other:?}"),
             }
         }
@@ -250,6 +252,7 @@ impl World {
                 }
                 Seen::PingReq => self.down.extend_from_slice(&[0xd0, 0]),
                 Seen::PubAck(id) => assert_eq!(id, 77),
+                Seen::Subscribe(..) => panic!("nothing is to be subscribed to"),
                 Seen::Disconnect(_) => {}
             }
         }
