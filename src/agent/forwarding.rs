@@ -10,6 +10,7 @@ use crate::clock::{Clock, Rng};
 use crate::config;
 use crate::driver::outbox_writer::OutboxHandle;
 use crate::driver::{host, net, uplink as driver};
+use crate::event::Lane;
 use crate::forwarder::{Fate, Forwarder};
 use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
 use crate::uplink::{Counters, Credentials, Notice, Outgoing, Presence, Protocol, Settings};
@@ -23,8 +24,7 @@ const ATTEMPTS_BEFORE_FAULT: u32 = 3;
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
     device: String,
-    url: net::BrokerUrl,
-    settings: Settings,
+    driver: driver::Config,
 }
 
 /// Checks the settings and reads the password.
@@ -36,6 +36,21 @@ pub(super) fn plan(config: &config::Uplink, device: &str) -> Result<Plan, Failur
         Failure::new(exit::CONFIG, format!("uplink.{key}: {e}"))
     };
     let url = config.url.parse().map_err(|e: net::UrlError| wrong("url", &e))?;
+    let fallbacks = config.fallback_urls.iter().map(|url| url.parse());
+    let fallbacks =
+        fallbacks.collect::<Result<_, net::UrlError>>().map_err(|e| wrong("fallback_urls", &e))?;
+    let proxy = config.proxy.as_deref().map(str::parse).transpose();
+    let transport = net::Settings {
+        tls: net::TlsFiles {
+            ca_file: config.ca_file.clone(),
+            cert_file: config.cert_file.clone(),
+            key_file: config.key_file.clone(),
+            crl_file: config.crl_file.clone(),
+            alpn: config.alpn.clone(),
+        },
+        proxy: proxy.map_err(|e: net::ProxyUrlError| wrong("proxy", &e))?,
+        proxy_password_file: config.proxy_password_file.clone(),
+    };
     let password = match &config.password_file {
         None => Vec::new(),
         Some(file) => host::read_secret(file).map_err(|e| wrong("password_file", &e))?,
@@ -65,7 +80,12 @@ pub(super) fn plan(config: &config::Uplink, device: &str) -> Result<Plan, Failur
     settings.credentials = (!config.username.is_empty())
         .then(|| Credentials { username: config.username.clone(), password });
     settings.validate().map_err(|e| wrong("", &e))?;
-    Ok(Plan { device: device.to_owned(), url, settings })
+    let mut driver = driver::Config::new(url, settings);
+    driver.fallbacks = fallbacks;
+    driver.transport = transport;
+    driver.password_file.clone_from(&config.password_file);
+    driver.check().map_err(|e| wrong(e.key, &e.problem))?;
+    Ok(Plan { device: device.to_owned(), driver })
 }
 
 /// Starts the task. The receiver says whether there is a session with the broker.
@@ -87,6 +107,8 @@ pub(super) fn start(
             reporter: reporter.clone(),
             clock,
             connected: connected.clone(),
+            urgent: watch::Sender::new(false),
+            on_first_path: true,
         };
         forward(plan.clone(), pump, rng.fork(), stop)
     });
@@ -99,10 +121,10 @@ async fn forward(plan: Plan, pump: Pump, rng: Rng, stop: Stop) -> Outcome {
     let (noticed, notices) = mpsc::channel(NOTICES);
     let clock = pump.clock;
     let (counters, _) = watch::channel(Counters::default());
-    let wires =
-        driver::Wires { outgoing: taken, notices: noticed, counters, shutdown: stop.receiver() };
-    let config = driver::Config::new(plan.url, plan.settings);
-    let session = driver::run(config, wires, clock, rng);
+    let shutdown = stop.receiver();
+    let urgent = pump.urgent.subscribe();
+    let wires = driver::Wires { outgoing: taken, notices: noticed, counters, urgent, shutdown };
+    let session = driver::run(plan.driver, wires, clock, rng);
     let (session, pump) = tokio::join!(session, pump.run(outgoing, notices));
     session.map_err(|e| e.to_string())?;
     pump
@@ -114,6 +136,10 @@ struct Pump {
     reporter: Reporter,
     clock: Clock,
     connected: watch::Sender<bool>,
+    /// An alert waits in the outbox.
+    urgent: watch::Sender<bool>,
+    /// The session stands, or is being tried, on the first URL.
+    on_first_path: bool,
 }
 
 impl Pump {
@@ -148,8 +174,13 @@ impl Pump {
                 },
                 changed = levels.changed() => match changed {
                     Ok(()) => {
-                        let tails = levels.borrow_and_update().tails;
+                        let (tails, records) = {
+                            let levels = levels.borrow_and_update();
+                            (levels.tails, levels.records)
+                        };
                         self.forwarder.reach(tails);
+                        let urgent = records[Lane::Alert.index()] > 0;
+                        self.urgent.send_if_modified(|was| std::mem::replace(was, urgent) != urgent);
                     }
                     Err(_) => return Err("the outbox is closed".to_owned()),
                 },
@@ -189,6 +220,9 @@ impl Pump {
             Notice::Connected { protocol, session_present } => {
                 self.connected.send_replace(true);
                 self.reporter.clear("uplink").await;
+                if self.on_first_path {
+                    self.reporter.clear("path").await;
+                }
                 let kept = if *session_present { ", session resumed" } else { "" };
                 format!("connected over {protocol}{kept}")
             }
@@ -201,6 +235,23 @@ impl Pump {
             Notice::ConnectionRefused { reason } => {
                 self.reporter.raise("uplink", reason).await;
                 reason.clone()
+            }
+            Notice::Reached { how } => format!("reached {how}"),
+            Notice::PathChanged { first, message } => {
+                self.on_first_path = *first;
+                if !first {
+                    self.reporter.raise("path", message).await;
+                }
+                message.clone()
+            }
+            Notice::FilesInForce => {
+                self.reporter.clear("certificates").await;
+                "changed files are in force".to_owned()
+            }
+            Notice::FilesUnusable { problem } => {
+                let problem = format!("uplink.{problem}; what was in force before stays");
+                self.reporter.raise("certificates", &problem).await;
+                problem
             }
             Notice::Retrying { attempt, message, .. } => {
                 if *attempt == ATTEMPTS_BEFORE_FAULT {

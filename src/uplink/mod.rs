@@ -53,6 +53,7 @@ mod codec;
 mod inflight;
 mod negotiate;
 mod notice;
+mod paths;
 mod presence;
 mod session;
 mod settings;
@@ -62,6 +63,7 @@ mod tests;
 
 pub use backoff::{Backoff, BackoffError};
 pub use notice::{CloseReason, Counters, Notice, Outgoing, PublishError, Refusal};
+pub use paths::{Next, Paths};
 pub use presence::Presence;
 pub use session::{SEND_MARK, Session};
 pub use settings::{Credentials, Protocol, Settings, SettingsError, Version};

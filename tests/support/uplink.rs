@@ -68,6 +68,7 @@ impl Device {
             outgoing: outgoing_rx,
             notices: notices_tx,
             counters: counters_tx,
+            urgent: watch::channel(false).1,
             shutdown: shutdown_rx,
         };
         let clock = Clock::new(|| ClockState::Synced);
