@@ -32,8 +32,7 @@ const ATTEMPTS_BEFORE_FAULT: u32 = 3;
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
     device: String,
-    url: net::BrokerUrl,
-    settings: Settings,
+    driver: driver::Config,
     rules: Rules,
 }
 
@@ -48,6 +47,21 @@ pub(super) fn plan(config: &config::Config, device: &str) -> Result<Plan, Failur
         Failure::new(exit::CONFIG, format!("uplink.{key}: {e}"))
     };
     let url = config.url.parse().map_err(|e: net::UrlError| wrong("url", &e))?;
+    let fallbacks = config.fallback_urls.iter().map(|url| url.parse());
+    let fallbacks =
+        fallbacks.collect::<Result<_, net::UrlError>>().map_err(|e| wrong("fallback_urls", &e))?;
+    let proxy = config.proxy.as_deref().map(str::parse).transpose();
+    let transport = net::Settings {
+        tls: net::TlsFiles {
+            ca_file: config.ca_file.clone(),
+            cert_file: config.cert_file.clone(),
+            key_file: config.key_file.clone(),
+            crl_file: config.crl_file.clone(),
+            alpn: config.alpn.clone(),
+        },
+        proxy: proxy.map_err(|e: net::ProxyUrlError| wrong("proxy", &e))?,
+        proxy_password_file: config.proxy_password_file.clone(),
+    };
     let password = match &config.password_file {
         None => Vec::new(),
         Some(file) => host::read_secret(file).map_err(|e| wrong("password_file", &e))?,
@@ -80,7 +94,12 @@ pub(super) fn plan(config: &config::Config, device: &str) -> Result<Plan, Failur
         settings.subscriptions.push(downlink::receipts_topic(device));
     }
     settings.validate().map_err(|e| wrong("", &e))?;
-    Ok(Plan { device: device.to_owned(), url, settings, rules })
+    let mut driver = driver::Config::new(url, settings);
+    driver.fallbacks = fallbacks;
+    driver.transport = transport;
+    driver.password_file.clone_from(&config.password_file);
+    driver.check().map_err(|e| wrong(e.key, &e.problem))?;
+    Ok(Plan { device: device.to_owned(), driver, rules })
 }
 
 fn rules(config: &config::Config) -> Rules {
@@ -114,6 +133,8 @@ pub(super) fn start(
             clock,
             connected: connected.clone(),
             faults: Faults::default(),
+            urgent: watch::Sender::new(false),
+            on_first_path: true,
         };
         forward(plan.clone(), pump, rng.fork(), stop)
     });
@@ -132,10 +153,10 @@ async fn forward(plan: Plan, pump: Pump, rng: Rng, stop: Stop) -> Outcome {
         notices: noticed,
         settled: dealt_with,
         counters,
+        urgent: pump.urgent.subscribe(),
         shutdown: stop.receiver(),
     };
-    let config = driver::Config::new(plan.url, plan.settings);
-    let session = driver::run(config, wires, clock, rng);
+    let session = driver::run(plan.driver, wires, clock, rng);
     let (session, pump) = tokio::join!(session, pump.run(outgoing, notices, settled));
     session.map_err(|e| e.to_string())?;
     pump
@@ -165,6 +186,10 @@ struct Pump {
     reporter: Reporter,
     clock: Clock,
     connected: watch::Sender<bool>,
+    /// An alert waits in the outbox.
+    urgent: watch::Sender<bool>,
+    /// The session stands, or is being tried, on the first URL.
+    on_first_path: bool,
 }
 
 impl Pump {
@@ -198,8 +223,13 @@ impl Pump {
                 },
                 changed = levels.changed() => match changed {
                     Ok(()) => {
-                        let tails = levels.borrow_and_update().tails;
+                        let (tails, records) = {
+                            let levels = levels.borrow_and_update();
+                            (levels.tails, levels.records)
+                        };
                         self.forwarder.reach(tails);
+                        let urgent = records[Lane::Alert.index()] > 0;
+                        self.urgent.send_if_modified(|was| std::mem::replace(was, urgent) != urgent);
                     }
                     Err(_) => return Err("the outbox is closed".to_owned()),
                 },
@@ -349,6 +379,9 @@ impl Pump {
                 self.connected.send_replace(true);
                 self.reporter.clear("uplink").await;
                 self.faults.steady = self.faults.contested.then(|| self.clock.now() + STEADY);
+                if self.on_first_path {
+                    self.reporter.clear("path").await;
+                }
                 let kept = if *session_present { ", session resumed" } else { "" };
                 let structured = match (self.rules.mode, protocol) {
                     (Mode::Binary, Version::V311) => {
@@ -379,6 +412,23 @@ impl Pump {
             Notice::ConnectionRefused { reason } => {
                 self.reporter.raise("uplink", reason).await;
                 reason.clone()
+            }
+            Notice::Reached { how } => format!("reached {how}"),
+            Notice::PathChanged { first, message } => {
+                self.on_first_path = *first;
+                if !first {
+                    self.reporter.raise("path", message).await;
+                }
+                message.clone()
+            }
+            Notice::FilesInForce => {
+                self.reporter.clear("certificates").await;
+                "changed files are in force".to_owned()
+            }
+            Notice::FilesUnusable { problem } => {
+                let problem = format!("uplink.{problem}; what was in force before stays");
+                self.reporter.raise("certificates", &problem).await;
+                problem
             }
             Notice::Retrying { attempt, message, .. } => {
                 if *attempt == ATTEMPTS_BEFORE_FAULT {

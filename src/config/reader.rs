@@ -376,6 +376,13 @@ impl<'a> Section<'a> {
         self.findings.problems.push(Problem { origin, key, message: message.into() });
     }
 
+    /// Where a setting of this section comes from that was noted before.
+    pub(super) fn origin(&self, key: &str) -> Origin {
+        let key = join(&self.path, key);
+        let noted = self.findings.settings.iter().rfind(|setting| setting.key == key);
+        noted.map_or(Origin::Default, |setting| setting.origin.clone())
+    }
+
     /// Records a setting in force.
     pub(super) fn note(&mut self, key: &str, value: String, origin: Origin) {
         let key = join(&self.path, key);

@@ -32,7 +32,7 @@ fn all_errors_are_reported_together_with_line_and_key() {
     assert_eq!(
         problems(text),
         [
-            "hark.toml:2: uplink.url is `http://x`; write mqtt://HOST[:PORT]",
+            "hark.toml:2: uplink.url is `http://x`; write mqtt://HOST[:PORT], or mqtts, ws or wss",
             "hark.toml:3: uplink.window is 0; a whole number from 1 to 1000",
             "hark.toml:6: voice.cooldown is `soon`; write a whole number and ms, s, m, h or d, such as \"5s\"",
         ]
@@ -52,10 +52,7 @@ fn what_this_version_cannot_honour_is_refused_and_not_ignored() {
         "[alarm]\ncancel_window = \"10s\"\n",
         "[[button]]\nname = \"call\"\n",
         "[[sensor]]\nname = \"t\"\n",
-        "[uplink]\nurl = \"mqtts://broker:8883\"\n",
         "[uplink]\nmode = \"binary\"\nprotocol = \"3.1.1\"\n",
-        "[uplink]\nca_file = \"/ca.pem\"\n",
-        "[uplink]\nfallback_urls = [\"mqtt://b\"]\n",
         "[voice]\nconfirm = \"recogniser\"\n",
         "[ops]\nlisten = \"127.0.0.1:9464\"\n",
         "[[ingest.route]]\ntype = \"x\"\n",
@@ -73,6 +70,41 @@ fn a_lane_may_ask_for_receipts_and_say_how_long_it_waits() {
     assert_eq!(config.receipts, [alert, other, other]);
     assert!(config.uplink.binary);
     assert_eq!(problems("[lanes.alert]\nconfirm = \"both\"\n").len(), 1);
+}
+
+#[test]
+fn the_way_to_the_broker_is_read_with_everything_that_belongs_to_it() {
+    let uplink = config(
+        "[uplink]\nurl = \"mqtts://a\"\nfallback_urls = [\"wss://b/x\", \"mqtt://c\"]\n\
+         ca_file = \"/ca.pem\"\ncert_file = \"/c.pem\"\nkey_file = \"/k.pem\"\ncrl_file = \"/r.pem\"\n\
+         alpn = \"mqtt\"\nproxy = \"http://flat@p:3128\"\nproxy_password_file = \"/p\"\n",
+    )
+    .uplink;
+    assert_eq!(uplink.fallback_urls, ["wss://b/x", "mqtt://c"]);
+    assert_eq!(uplink.crl_file, Some("/r.pem".into()));
+    assert_eq!(
+        (uplink.alpn.as_str(), uplink.proxy.as_deref()),
+        ("mqtt", Some("http://flat@p:3128"))
+    );
+}
+
+#[test]
+fn a_setting_of_the_way_that_would_have_no_effect_is_refused() {
+    for (text, message) in [
+        ("ca_file = \"/ca.pem\"\n", "2: uplink.ca_file has no effect: no URL is mqtts"),
+        ("alpn = \"mqtt\"\n", "2: uplink.alpn has no effect"),
+        ("url = \"mqtts://b\"\ncert_file = \"/c\"\n", "3: uplink.cert_file needs key_file"),
+        ("url = \"wss://b\"\nkey_file = \"/k\"\n", "3: uplink.key_file needs cert_file"),
+        ("proxy = \"http://p\"\nproxy_password_file = \"/p\"\n", "3: uplink.proxy_password_file"),
+        ("proxy = \"socks://p\"\n", "2: uplink.proxy is `socks://p`"),
+        ("fallback_urls = \"mqtt://b\"\n", "2: uplink.fallback_urls must be an array"),
+        ("fallback_urls = [\"b\"]\n", "2: uplink.fallback_urls is `b`"),
+        ("fallback_urls = [1]\n", "2: uplink.fallback_urls holds something"),
+    ] {
+        let found = problems(&format!("[uplink]\n{text}"));
+        assert_eq!(found.len(), 1, "{text}: {found:?}");
+        assert!(found[0].contains(message), "{text}: {found:?}");
+    }
 }
 
 #[test]

@@ -59,6 +59,7 @@ mod codec;
 mod inflight;
 mod negotiate;
 mod notice;
+mod paths;
 mod presence;
 mod receive;
 mod session;
@@ -69,6 +70,7 @@ mod tests;
 
 pub use backoff::{Backoff, BackoffError};
 pub use notice::{Binary, CloseReason, Counters, Notice, Outgoing, PublishError, Refusal};
+pub use paths::{Next, Paths};
 pub use presence::Presence;
 pub use receive::Received;
 pub use session::{SEND_MARK, Session};

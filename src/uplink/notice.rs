@@ -131,6 +131,25 @@ pub enum Notice {
         /// Why.
         reason: CloseReason,
     },
+    /// There is a transport, and it is more than bare TCP.
+    Reached {
+        /// Where, and how in a few words: `broker:8883 (TLS 1.3, resumed)`.
+        how: String,
+    },
+    /// The next attempt uses another URL.
+    PathChanged {
+        /// It is the first of the configuration, the wanted one.
+        first: bool,
+        /// What changed and why, in one line.
+        message: String,
+    },
+    /// Files that the connection needs (certificates, key, password) have changed and are in force.
+    FilesInForce,
+    /// Such files have changed and cannot be used; what was in force before stays.
+    FilesUnusable {
+        /// Which, what is wrong, what would be right.
+        problem: String,
+    },
     /// The driver waits before it connects again.
     Retrying {
         /// Attempts in a row that brought no session, this one included.

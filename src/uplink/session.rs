@@ -218,6 +218,21 @@ impl Session {
         self.rx.clear();
     }
 
+    /// The broker refused us below MQTT, for the reason given: its TLS does not take our certificate.
+    /// Says nothing about the version of MQTT.
+    pub fn handle_refused(&mut self, reason: &str) {
+        if !matches!(self.state, State::Idle | State::Ended) {
+            self.connection_refused(reason.to_owned());
+        }
+    }
+
+    /// The password of the connections to come; nothing where there is no user name.
+    pub fn set_password(&mut self, password: Vec<u8>) {
+        if let Some(login) = &mut self.settings.credentials {
+            login.password = password;
+        }
+    }
+
     /// Bytes from the broker, cut anywhere.
     pub fn handle_bytes(&mut self, now: Instant, bytes: &[u8]) {
         if matches!(self.state, State::Idle | State::Ended) {
@@ -368,11 +383,16 @@ impl Session {
     /// Ends the session in good order: offline message, the PUBACKs that are still due, DISCONNECT;
     /// at most [`Settings::drain_timeout`]. No later connection is made.
     pub fn close(&mut self, now: Instant) {
-        if std::mem::replace(&mut self.closed, true) {
-            return;
+        if !std::mem::replace(&mut self.closed, true) {
+            self.leave(now);
         }
+    }
+
+    /// Ends this connection in the same good order; a later one, to wherever, goes on with what is
+    /// in flight.
+    pub fn leave(&mut self, now: Instant) {
         match &mut self.state {
-            State::Idle | State::Ended => {}
+            State::Idle | State::Ended | State::Active(Link { draining: Some(_), .. }) => {}
             State::Connecting { .. } => self.end(CloseReason::Orderly, Some(0)),
             State::Active(link) => {
                 link.draining = Some(now + self.settings.drain_timeout);

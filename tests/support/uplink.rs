@@ -68,6 +68,7 @@ impl Device {
             notices: notices_tx,
             settled: settled_rx,
             counters: counters_tx,
+            urgent: watch::channel(false).1,
             shutdown: shutdown_rx,
         };
         let clock = Clock::new(|| ClockState::Synced);

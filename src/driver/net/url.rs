@@ -1,32 +1,11 @@
-//! From a broker's URL to a byte stream: the seam behind which TLS and WebSocket will stand.
-//!
-//! The session above knows only [`Stream`]; the configuration knows only [`BrokerUrl`]. All four
-//! schemes are read, so that a configuration can be checked; what cannot be connected yet says so.
-//!
-//! A stream has TCP_NODELAY, since an alert must not wait for company, and a small send buffer in
-//! the kernel: what stands there cannot be overtaken by an alert any more.
-//!
-//! Absent: proxies, racing IPv6 against IPv4 (addresses are tried in turn).
+//! Where a broker is, and where a proxy is: the two kinds of URL that the configuration holds.
 
 use std::fmt;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::str::FromStr;
-use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpSocket, lookup_host};
-use tokio::time::timeout;
-
-use crate::clock::Clock;
-
-/// Kernel send buffer. Linux doubles it for its own bookkeeping, which leaves about this much for
-/// bytes: two windows of ordinary events in 100 ms, and on a slow link no long queue before an alert.
-const SEND_BUFFER_BYTES: u32 = 16 * 1024;
-
-/// A byte stream to a broker, whatever is below it.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+/// The path of a WebSocket URL that has none: what brokers listen on unless told otherwise.
+const WEBSOCKET_PATH: &str = "/mqtt";
 
 /// How the bytes travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +21,11 @@ pub enum Scheme {
 }
 
 impl Scheme {
+    /// Whether the bytes are encrypted.
+    pub fn is_tls(self) -> bool {
+        matches!(self, Self::Mqtts | Self::Wss)
+    }
+
     const ALL: [(Self, &'static str, u16); 4] = [
         (Self::Mqtt, "mqtt", 1883),
         (Self::Mqtts, "mqtts", 8883),
@@ -63,7 +47,7 @@ pub struct BrokerUrl {
     pub host: String,
     /// The port, given or the scheme's own.
     pub port: u16,
-    /// The path of a WebSocket, beginning with `/`; else empty.
+    /// The path of a WebSocket, beginning with `/`, `/mqtt` where none is given; else empty.
     pub path: String,
 }
 
@@ -106,20 +90,80 @@ impl FromStr for BrokerUrl {
             return Err(UrlError::Path(name));
         }
         let (host, port) = split_authority(authority)?;
-        let port = match port {
-            None => default_port,
-            Some(port) => match port.parse() {
-                Ok(number) if number > 0 && port.bytes().all(|b| b.is_ascii_digit()) => number,
-                _ => return Err(UrlError::Port(port.into())),
-            },
-        };
+        let port = parse_port(port, default_port)?;
         let path = match scheme {
             Scheme::Mqtt | Scheme::Mqtts => String::new(),
             Scheme::Ws | Scheme::Wss if path.starts_with('/') => path.into(),
-            Scheme::Ws | Scheme::Wss => format!("/{path}"),
+            Scheme::Ws | Scheme::Wss => format!("{WEBSOCKET_PATH}{path}"),
         };
         Ok(Self { scheme, host: host.into(), port, path })
     }
+}
+
+/// Where an HTTP proxy is: `http://[USER@]HOST[:PORT]`. The password stands in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyUrl {
+    /// The login's name; empty where the proxy wants none.
+    pub user: String,
+    /// A name or an address; IPv6 without its brackets.
+    pub host: String,
+    /// The port, given or 8080.
+    pub port: u16,
+}
+
+/// The port of a proxy that is not given: what proxies listen on unless told otherwise.
+const PROXY_PORT: u16 = 8080;
+
+/// Why a proxy's URL cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProxyUrlError {
+    /// Not `http://`, or more than host and port behind it.
+    #[error("proxy must be written http://[USER@]HOST[:PORT]")]
+    Form,
+    /// It would be printed with the URL.
+    #[error("proxy URL must not hold a password: use proxy_password_file")]
+    Password,
+    /// Host or port.
+    #[error("proxy URL: {0}")]
+    Address(UrlError),
+}
+
+impl FromStr for ProxyUrl {
+    type Err = ProxyUrlError;
+
+    fn from_str(url: &str) -> Result<Self, ProxyUrlError> {
+        let rest = url.strip_prefix("http://").ok_or(ProxyUrlError::Form)?;
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        if rest.contains(['/', '?', '#']) {
+            return Err(ProxyUrlError::Form);
+        }
+        let (user, authority) = rest.rsplit_once('@').unwrap_or(("", rest));
+        if user.contains(':') {
+            return Err(ProxyUrlError::Password);
+        }
+        let (host, port) = split_authority(authority).map_err(ProxyUrlError::Address)?;
+        let port = parse_port(port, PROXY_PORT).map_err(ProxyUrlError::Address)?;
+        Ok(Self { user: user.into(), host: host.into(), port })
+    }
+}
+
+impl ProxyUrl {
+    /// `host:port`, as people write it.
+    pub fn address(&self) -> String {
+        address(&self.host, self.port)
+    }
+}
+
+fn parse_port(port: Option<&str>, default: u16) -> Result<u16, UrlError> {
+    let Some(port) = port else { return Ok(default) };
+    match port.parse() {
+        Ok(number) if number > 0 && port.bytes().all(|b| b.is_ascii_digit()) => Ok(number),
+        _ => Err(UrlError::Port(port.into())),
+    }
+}
+
+fn address(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 /// Host and port of `host`, `host:port`, `[v6]` or `[v6]:port`.
@@ -157,90 +201,8 @@ impl fmt::Display for BrokerUrl {
 impl BrokerUrl {
     /// `host:port`, as people write it.
     pub fn address(&self) -> String {
-        match self.host.contains(':') {
-            true => format!("[{}]:{}", self.host, self.port),
-            false => format!("{}:{}", self.host, self.port),
-        }
+        address(&self.host, self.port)
     }
-
-    /// Whether [`connect`] can do this scheme.
-    ///
-    /// # Errors
-    /// [`ConnectError::NotYet`], which names the scheme.
-    pub fn supported(&self) -> Result<(), ConnectError> {
-        match self.scheme {
-            Scheme::Mqtt => Ok(()),
-            other => Err(ConnectError::NotYet(other.name())),
-        }
-    }
-}
-
-/// Why there is no stream. Each reads on after "broker at HOST:PORT".
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// The scheme is known but not built.
-    #[error("cannot be reached over {0}:// in this version yet: use mqtt://")]
-    NotYet(&'static str),
-    /// The name has no address.
-    #[error("has no known address: is the name right, is there a network? ({0})")]
-    Resolve(io::Error),
-    /// Somebody is there and nobody listens.
-    #[error("refused the connection: is it running?")]
-    Refused,
-    /// Nobody answered in time.
-    #[error("did not answer within {0:?}: is there a network, does a firewall stand between?")]
-    TimedOut(Duration),
-    /// Anything else.
-    #[error("cannot be reached: {0}")]
-    Io(io::Error),
-}
-
-/// A stream to the broker, within `limit`, name resolution included. All addresses of the name are
-/// tried in turn, each with an even share of the time that is left.
-///
-/// # Errors
-/// Of the last address tried; the caller waits and tries again.
-pub async fn connect(
-    url: &BrokerUrl,
-    limit: Duration,
-    clock: &Clock,
-) -> Result<Box<dyn Stream>, ConnectError> {
-    url.supported()?;
-    let deadline = clock.now() + limit;
-    let addresses: Vec<SocketAddr> =
-        match timeout(limit, lookup_host((url.host.as_str(), url.port))).await {
-            Err(_) => return Err(ConnectError::TimedOut(limit)),
-            Ok(Err(error)) => return Err(ConnectError::Resolve(error)),
-            Ok(Ok(found)) => found.collect(),
-        };
-    let mut last = ConnectError::Resolve(io::Error::other("the name has no addresses"));
-    for (tried, address) in addresses.iter().enumerate() {
-        let left = share(deadline, clock.now(), addresses.len() - tried);
-        match timeout(left, connect_tcp(*address)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                last = ConnectError::Refused;
-            }
-            Ok(Err(error)) => last = ConnectError::Io(error),
-            Err(_) => last = ConnectError::TimedOut(limit),
-        }
-    }
-    Err(last)
-}
-
-fn share(deadline: Instant, now: Instant, addresses_left: usize) -> Duration {
-    let left = deadline.saturating_duration_since(now);
-    left / u32::try_from(addresses_left).unwrap_or(u32::MAX).max(1)
-}
-
-async fn connect_tcp(address: SocketAddr) -> io::Result<Box<dyn Stream>> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    socket.set_nodelay(true)?;
-    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
-    Ok(Box::new(socket.connect(address).await?))
 }
 
 #[cfg(test)]
@@ -260,7 +222,9 @@ mod tests {
             ("mqtt://[::1]", Scheme::Mqtt, "::1", 1883, ""),
             ("mqtt://[fe80::1]:1885", Scheme::Mqtt, "fe80::1", 1885, ""),
             ("mqtts://b_1.local", Scheme::Mqtts, "b_1.local", 8883, ""),
-            ("ws://b", Scheme::Ws, "b", 80, "/"),
+            ("ws://b", Scheme::Ws, "b", 80, "/mqtt"),
+            ("ws://b/", Scheme::Ws, "b", 80, "/"),
+            ("wss://b?x=1", Scheme::Wss, "b", 443, "/mqtt?x=1"),
             ("wss://b:8443/mqtt?x=1", Scheme::Wss, "b", 8443, "/mqtt?x=1"),
         ];
         for (url, scheme, host, port, path) in table {
@@ -300,10 +264,17 @@ mod tests {
     }
 
     #[test]
-    fn schemes_that_are_not_built_say_so() {
-        let url: BrokerUrl = "mqtts://b".parse().expect("valid");
-        let error = url.supported().expect_err("not built");
-        let expected = "cannot be reached over mqtts:// in this version yet: use mqtt://";
-        assert_eq!(error.to_string(), expected);
+    fn proxies_are_read_and_never_hold_a_password() {
+        let read = |url: &str| url.parse::<ProxyUrl>().map(|p| (p.user, p.host, p.port));
+        let of = |user: &str, host: &str, port| Ok((user.to_owned(), host.to_owned(), port));
+        assert_eq!(read("http://p:3128"), of("", "p", 3128));
+        assert_eq!(read("http://flat@p/"), of("flat", "p", 8080));
+        assert_eq!(read("http://[::1]:1"), of("", "::1", 1));
+        assert_eq!(read("http://a:b@p"), Err(ProxyUrlError::Password));
+        for wrong in ["https://p", "p:3128", "http://p/x", "socks5://p"] {
+            assert_eq!(read(wrong), Err(ProxyUrlError::Form), "{wrong}");
+        }
+        assert!(matches!(read("http://:1"), Err(ProxyUrlError::Address(UrlError::Host(_)))));
+        assert!(matches!(read("http://p:0"), Err(ProxyUrlError::Address(UrlError::Port(_)))));
     }
 }
