@@ -484,12 +484,17 @@ impl Forwarder {
     }
 
     /// A consumer's receipt: it has the events of these ids in this lane (and of this source, where
-    /// one is named). Returns what is to be removed from the outbox. Ids that nothing waits for are
-    /// passed over: receipts come twice, too.
-    pub fn receipt(&mut self, lane: Lane, source: Option<&str>, ids: &[String]) -> Vec<Settled> {
-        let mut settled = Vec::new();
+    /// one is named). Returns what is to be removed from the outbox, and how many more will be at
+    /// their PUBACK. Ids that nothing waits for are passed over: receipts come twice, too.
+    pub fn receipt(
+        &mut self,
+        lane: Lane,
+        source: Option<&str>,
+        ids: &[String],
+    ) -> (Vec<Settled>, usize) {
+        let (mut settled, mut in_flight) = (Vec::new(), 0);
         if self.rules.confirm[lane.index()] == Confirm::Broker {
-            return settled;
+            return (settled, in_flight);
         }
         for id in ids {
             let named = |f: &Flight| {
@@ -500,6 +505,7 @@ impl Forwarder {
             // Its PUBACK is still to come, and the session must not lose count of it.
             for flight in self.flights.values_mut().filter(|f| named(f)) {
                 flight.received = true;
+                in_flight += 1;
             }
             while let Some(at) = self.deferred.iter().position(|(_, f)| named(f)) {
                 settled.extend(self.deferred.remove(at).map(|(_, f)| done(f.position)));
@@ -515,7 +521,7 @@ impl Forwarder {
             (queue.passed_over, queue.rewound) = (false, true);
             (queue.cursor, queue.page) = (None, VecDeque::new());
         }
-        settled
+        (settled, in_flight)
     }
 
     /// Ends the waits for receipts that are over; what waited is published again. Nothing is overdue

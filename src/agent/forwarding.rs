@@ -23,6 +23,8 @@ const NOTICES: usize = 256;
 /// Messages from the cloud that are dealt with and whose PUBACK is still to be written; more than the
 /// session ever has open.
 const SETTLED: usize = 64;
+/// Changes of faults that wait to be reported.
+const CHANGES: usize = 64;
 /// A session that held so long ends the suspicion that another device has our client id.
 const STEADY: Duration = Duration::from_secs(60);
 /// Failed attempts to connect after which the path counts as a fault.
@@ -124,7 +126,9 @@ pub(super) fn start(
     let receiver = connected.subscribe();
     let (outbox, reporter) = (outbox.clone(), reporter.clone());
     supervisor.task(Stage::Uplink, "uplink", BUDGET, move |stop| {
+        let (tell, changes) = mpsc::channel(CHANGES);
         let pump = Pump {
+            tell,
             forwarder: Forwarder::new(&plan.device, plan.rules),
             device: plan.device.clone(),
             rules: plan.rules,
@@ -136,12 +140,18 @@ pub(super) fn start(
             urgent: watch::Sender::new(false),
             on_first_path: true,
         };
-        forward(plan.clone(), pump, rng.fork(), stop)
+        forward(plan.clone(), pump, report(reporter.clone(), changes), rng.fork(), stop)
     });
     receiver
 }
 
-async fn forward(plan: Plan, pump: Pump, rng: Rng, stop: Stop) -> Outcome {
+async fn forward(
+    plan: Plan,
+    pump: Pump,
+    report: impl Future<Output = ()>,
+    rng: Rng,
+    stop: Stop,
+) -> Outcome {
     // One place: the forwarder chooses the record at the moment in which the session has room.
     let (outgoing, taken) = mpsc::channel(1);
     let (noticed, notices) = mpsc::channel(NOTICES);
@@ -157,7 +167,7 @@ async fn forward(plan: Plan, pump: Pump, rng: Rng, stop: Stop) -> Outcome {
         shutdown: stop.receiver(),
     };
     let session = driver::run(plan.driver, wires, clock, rng);
-    let (session, pump) = tokio::join!(session, pump.run(outgoing, notices, settled));
+    let (session, pump, ()) = tokio::join!(session, pump.run(outgoing, notices, settled), report);
     session.map_err(|e| e.to_string())?;
     pump
 }
@@ -177,8 +187,22 @@ struct Faults {
     steady: Option<Instant>,
 }
 
+/// A part, and its problem if it has one.
+type Change = (&'static str, Option<String>);
+
+/// Raises and clears faults in the order in which they were told, until nobody can tell any more.
+async fn report(reporter: Reporter, mut changes: mpsc::Receiver<Change>) {
+    while let Some((part, problem)) = changes.recv().await {
+        match problem {
+            Some(problem) => reporter.raise(part, &problem).await,
+            None => reporter.clear(part).await,
+        }
+    }
+}
+
 struct Pump {
     forwarder: Forwarder,
+    tell: mpsc::Sender<Change>,
     device: String,
     rules: Rules,
     faults: Faults,
@@ -250,12 +274,12 @@ impl Pump {
                 events_topic(&self.device, lane)
             );
             tracing::warn!("{problem}");
-            self.no_receipts(&problem).await;
+            self.no_receipts(&problem);
         }
         if self.faults.steady.is_some_and(|at| at <= now) {
             self.faults.steady = None;
             self.faults.contested = false;
-            self.reporter.clear("client-id").await;
+            self.tell("client-id", None);
         }
         while let Some(wanted) = self.forwarder.wanted() {
             let page = self.outbox.page(wanted.lane, wanted.after, wanted.limit).await;
@@ -264,14 +288,26 @@ impl Pump {
         Ok(())
     }
 
-    async fn no_receipts(&mut self, problem: &str) {
+    /// Has a fault of this part raised, or cleared where there is no problem. Not waited for: the event
+    /// waits for company in a commit, and no alert may wait for it.
+    fn tell(&self, part: &'static str, problem: Option<&str>) {
+        if self.tell.try_send((part, problem.map(str::to_owned))).is_err() {
+            tracing::error!(
+                part,
+                ?problem,
+                "too many changes of faults at once: this one is not reported"
+            );
+        }
+    }
+
+    fn no_receipts(&mut self, problem: &str) {
         if !std::mem::replace(&mut self.faults.receipt, true) {
-            self.reporter.raise("receipt", problem).await;
+            self.tell("receipt", Some(problem));
         }
     }
 
     async fn noticed(&mut self, notice: &Notice, settled: &mpsc::Sender<u64>) -> Outcome {
-        self.show(notice).await;
+        self.show(notice);
         if let Notice::Received { delivery, message } = notice {
             self.received(message).await?;
             // Without room it is not acknowledged, and the broker sends it again: receipts may come twice.
@@ -288,7 +324,7 @@ impl Pump {
                 let remove = vec![(flight.lane, flight.position)];
                 self.outbox.remove(remove).await.map_err(|e| e.to_string())?;
                 let nobody = matches!(notice, Notice::Acknowledged { no_subscribers: true, .. });
-                self.taken(flight.lane, nobody).await;
+                self.taken(flight.lane, nobody);
                 let (id, lane) = (flight.id, flight.lane);
                 self.reporter.happened(Happening::Acknowledged { id, lane });
             }
@@ -298,40 +334,40 @@ impl Pump {
                     let topic = events_topic(&self.device, lane);
                     let problem =
                         format!("nobody subscribes to {topic}: no receipt can come for {id}");
-                    self.no_receipts(&problem).await;
+                    self.no_receipts(&problem);
                 }
-                self.taken(lane, false).await;
+                self.taken(lane, false);
                 self.reporter.happened(Happening::Unconfirmed { id, lane });
             }
             Some(Fate::Deferred { id, lane, reason, pause }) => {
-                self.refused(id, lane, reason, pause).await;
+                self.refused(id, lane, reason, pause);
             }
             Some(Fate::Poisoned { flight, reason }) => {
                 // Until there are dead letters it stays, and is offered ever more rarely.
                 let (id, lane) = (flight.id.clone(), flight.lane);
                 let pause = self.forwarder.defer(flight, self.clock.now());
-                self.refused(id, lane, reason.to_string(), pause).await;
+                self.refused(id, lane, reason.to_string(), pause);
             }
         }
         Ok(())
     }
 
     /// The broker did not take it.
-    async fn refused(&mut self, id: String, lane: Lane, reason: String, pause: Duration) {
+    fn refused(&mut self, id: String, lane: Lane, reason: String, pause: Duration) {
         tracing::warn!(id, %lane, "{reason}; offered again in {} s", pause.as_secs());
         if !std::mem::replace(&mut self.faults.refused[lane.index()], true) {
             let problem = format!("{} refused: {reason}", events_topic(&self.device, lane));
-            self.reporter.raise(refused_part(lane), &problem).await;
+            self.tell(refused_part(lane), Some(&problem));
         }
         self.reporter.happened(Happening::Deferred { id, reason });
     }
 
     /// The broker took a record of this lane; `nobody`: and threw it away, since nobody subscribes.
-    async fn taken(&mut self, lane: Lane, nobody: bool) {
+    fn taken(&mut self, lane: Lane, nobody: bool) {
         let faults = &mut self.faults;
         if faults.refused[lane.index()] && !self.forwarder.has_refused(lane) {
             faults.refused[lane.index()] = false;
-            self.reporter.clear(refused_part(lane)).await;
+            self.tell(refused_part(lane), None);
         }
         if lane != Lane::Alert || nobody == self.faults.subscriber {
             return;
@@ -341,9 +377,9 @@ impl Pump {
             let topic = events_topic(&self.device, lane);
             let problem =
                 format!("nobody subscribes to {topic}: the broker has thrown an alert away");
-            self.reporter.raise("subscriber", &problem).await;
+            self.tell("subscriber", Some(&problem));
         } else {
-            self.reporter.clear("subscriber").await;
+            self.tell("subscriber", None);
         }
     }
 
@@ -357,30 +393,31 @@ impl Pump {
             }
         };
         let (lane, source) = (receipt.lane, receipt.source.as_deref());
-        let settled = self.forwarder.receipt(lane, source, &receipt.ids);
-        tracing::debug!(%lane, named = receipt.ids.len(), removed = settled.len(), "receipt");
-        if settled.is_empty() {
+        let (settled, in_flight) = self.forwarder.receipt(lane, source, &receipt.ids);
+        tracing::debug!(%lane, named = receipt.ids.len(), removed = settled.len(), in_flight, "receipt");
+        if settled.is_empty() && in_flight == 0 {
             return Ok(());
         }
-        let remove = settled.iter().map(|done| (done.lane, done.position)).collect();
+        let remove: Vec<_> = settled.iter().map(|done| (done.lane, done.position)).collect();
         self.outbox.remove(remove).await.map_err(|e| e.to_string())?;
         for done in settled {
             self.reporter.happened(Happening::Received { id: done.id, lane: done.lane });
         }
-        self.faults.receipt = false;
-        self.reporter.clear("receipt").await;
+        if std::mem::take(&mut self.faults.receipt) {
+            self.tell("receipt", None);
+        }
         Ok(())
     }
 
     /// News of the connection: for the log, for whoever watches, and as a fault where it lasts.
-    async fn show(&mut self, notice: &Notice) {
+    fn show(&mut self, notice: &Notice) {
         let line = match notice {
             Notice::Connected { protocol, session_present, .. } => {
                 self.connected.send_replace(true);
-                self.reporter.clear("uplink").await;
+                self.tell("uplink", None);
                 self.faults.steady = self.faults.contested.then(|| self.clock.now() + STEADY);
                 if self.on_first_path {
-                    self.reporter.clear("path").await;
+                    self.tell("path", None);
                 }
                 let kept = if *session_present { ", session resumed" } else { "" };
                 let structured = match (self.rules.mode, protocol) {
@@ -393,12 +430,12 @@ impl Pump {
             }
             Notice::Subscribed => "receipts are subscribed to".to_owned(),
             Notice::SubscriptionRefused { reason } => {
-                self.no_receipts(reason).await;
+                self.no_receipts(reason);
                 reason.clone()
             }
             Notice::Contested { reason } => {
                 if !std::mem::replace(&mut self.faults.contested, true) {
-                    self.reporter.raise("client-id", reason).await;
+                    self.tell("client-id", Some(reason));
                 }
                 return;
             }
@@ -410,29 +447,29 @@ impl Pump {
             Notice::ProtocolChanged { to, reason } => format!("trying {to}: {reason}"),
             Notice::PresenceRefused { reason } => format!("presence: {reason}"),
             Notice::ConnectionRefused { reason } => {
-                self.reporter.raise("uplink", reason).await;
+                self.tell("uplink", Some(reason));
                 reason.clone()
             }
             Notice::Reached { how } => format!("reached {how}"),
             Notice::PathChanged { first, message } => {
                 self.on_first_path = *first;
                 if !first {
-                    self.reporter.raise("path", message).await;
+                    self.tell("path", Some(message));
                 }
                 message.clone()
             }
             Notice::FilesInForce => {
-                self.reporter.clear("certificates").await;
+                self.tell("certificates", None);
                 "changed files are in force".to_owned()
             }
             Notice::FilesUnusable { problem } => {
                 let problem = format!("uplink.{problem}; what was in force before stays");
-                self.reporter.raise("certificates", &problem).await;
+                self.tell("certificates", Some(&problem));
                 problem
             }
             Notice::Retrying { attempt, message, .. } => {
                 if *attempt == ATTEMPTS_BEFORE_FAULT {
-                    self.reporter.raise("uplink", message).await;
+                    self.tell("uplink", Some(message));
                 }
                 message.clone()
             }

@@ -70,7 +70,7 @@ impl Bench {
     /// A receipt came; returns the positions that are to be removed, and removes them.
     fn receipt(&mut self, lane: Lane, source: Option<&str>, ids: &[&str]) -> Vec<u64> {
         let ids: Vec<_> = ids.iter().map(|id| (*id).to_owned()).collect();
-        let settled = self.forwarder.receipt(lane, source, &ids);
+        let (settled, _) = self.forwarder.receipt(lane, source, &ids);
         self.stored
             .retain(|r| !settled.iter().any(|s| (s.lane, s.position) == (r.lane, r.position)));
         self.load();

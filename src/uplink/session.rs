@@ -45,7 +45,7 @@ const UNANSWERED_KEEPALIVES: u32 = 10;
 /// A publish that was overtaken on this many connections in a row is given back.
 const IGNORED: u8 = 3;
 
-/// Sessions of MQTT 3.1.1, which cannot say why it ends, that end so soon after they began,
+/// Sessions that end without a word so soon after they began,
 const SHORT: Duration = Duration::from_secs(30);
 /// and so often in a row, look like two devices with one client id.
 const SHORT_IN_A_ROW: u32 = 3;
@@ -104,7 +104,7 @@ pub struct Session {
     last_close: Option<CloseReason>,
     /// Connections in a row on which publishes were sent and none was answered.
     fruitless: u32,
-    /// Sessions of MQTT 3.1.1 in a row that ended soon after they began.
+    /// Sessions in a row that ended without a word soon after they began.
     short_lived: u32,
 }
 
@@ -718,12 +718,14 @@ impl Session {
         self.notices.push_back(Notice::Closed { reason });
     }
 
-    /// MQTT 3.1.1 brokers close the older of two connections of one client id without a word.
+    /// Many brokers close the older of two connections of one client id without a word: those of 3.1.1,
+    /// and mosquitto 2.0.11 over MQTT 5 too. A close that left publishes unanswered has another reason.
     fn note_short_life(&mut self, reason: &CloseReason) {
         let State::Active(link) = &self.state else { return };
-        let ended = matches!(reason, CloseReason::Lost(_));
+        let lost = matches!(reason, CloseReason::Lost(_));
+        let content = link.answered || self.inflight.unacknowledged() == 0;
         let lasted = link.last_heard.saturating_duration_since(link.began);
-        if self.negotiation.current() != Version::V311 || !ended || lasted >= SHORT {
+        if !lost || !content || lasted >= SHORT {
             self.short_lived = 0;
             return;
         }

@@ -7,9 +7,11 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 pub mod agent;
+pub mod brokers;
 pub mod mosquitto;
 pub mod proxy;
 pub mod uplink;
+pub mod wire;
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};
