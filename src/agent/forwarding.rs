@@ -134,7 +134,7 @@ pub(super) fn start(
             connected: connected.clone(),
             faults: Faults::default(),
             urgent: watch::Sender::new(false),
-            on_first_path: true,
+            off_first_path: None,
         };
         forward(plan.clone(), pump, rng.fork(), stop)
     });
@@ -188,8 +188,8 @@ struct Pump {
     connected: watch::Sender<bool>,
     /// An alert waits in the outbox.
     urgent: watch::Sender<bool>,
-    /// The session stands, or is being tried, on the first URL.
-    on_first_path: bool,
+    /// Why the session stands, or is being tried, on another URL than the first.
+    off_first_path: Option<String>,
 }
 
 impl Pump {
@@ -379,8 +379,9 @@ impl Pump {
                 self.connected.send_replace(true);
                 self.reporter.clear("uplink").await;
                 self.faults.steady = self.faults.contested.then(|| self.clock.now() + STEADY);
-                if self.on_first_path {
-                    self.reporter.clear("path").await;
+                match &self.off_first_path {
+                    None => self.reporter.clear("path").await,
+                    Some(why) => self.reporter.raise("path", why).await,
                 }
                 let kept = if *session_present { ", session resumed" } else { "" };
                 let structured = match (self.rules.mode, protocol) {
@@ -415,10 +416,7 @@ impl Pump {
             }
             Notice::Reached { how } => format!("reached {how}"),
             Notice::PathChanged { first, message } => {
-                self.on_first_path = *first;
-                if !first {
-                    self.reporter.raise("path", message).await;
-                }
+                self.off_first_path = (!first).then(|| message.clone());
                 message.clone()
             }
             Notice::FilesInForce => {
