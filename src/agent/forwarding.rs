@@ -173,6 +173,8 @@ struct Faults {
     subscriber: bool,
     /// Another device seems to have our client id.
     contested: bool,
+    /// There is no session for several attempts already.
+    down: bool,
     /// When the session at hand has held long enough to end that suspicion.
     steady: Option<Instant>,
 }
@@ -377,6 +379,7 @@ impl Pump {
         let line = match notice {
             Notice::Connected { protocol, session_present, .. } => {
                 self.connected.send_replace(true);
+                self.faults.down = false;
                 self.reporter.clear("uplink").await;
                 self.faults.steady = self.faults.contested.then(|| self.clock.now() + STEADY);
                 match &self.off_first_path {
@@ -429,7 +432,10 @@ impl Pump {
                 problem
             }
             Notice::Retrying { attempt, message, .. } => {
-                if *attempt == ATTEMPTS_BEFORE_FAULT {
+                // Not `==`: an attempt that changes the path at once has no notice of its own.
+                if *attempt >= ATTEMPTS_BEFORE_FAULT
+                    && !std::mem::replace(&mut self.faults.down, true)
+                {
                     self.reporter.raise("uplink", message).await;
                 }
                 message.clone()
