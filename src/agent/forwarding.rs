@@ -138,7 +138,7 @@ pub(super) fn start(
             connected: connected.clone(),
             faults: Faults::default(),
             urgent: watch::Sender::new(false),
-            on_first_path: true,
+            off_first_path: None,
         };
         forward(plan.clone(), pump, report(reporter.clone(), changes), rng.fork(), stop)
     });
@@ -183,6 +183,8 @@ struct Faults {
     subscriber: bool,
     /// Another device seems to have our client id.
     contested: bool,
+    /// There is no session for several attempts already.
+    down: bool,
     /// When the session at hand has held long enough to end that suspicion.
     steady: Option<Instant>,
 }
@@ -212,8 +214,8 @@ struct Pump {
     connected: watch::Sender<bool>,
     /// An alert waits in the outbox.
     urgent: watch::Sender<bool>,
-    /// The session stands, or is being tried, on the first URL.
-    on_first_path: bool,
+    /// Why the session stands, or is being tried, on another URL than the first.
+    off_first_path: Option<String>,
 }
 
 impl Pump {
@@ -414,11 +416,11 @@ impl Pump {
         let line = match notice {
             Notice::Connected { protocol, session_present, .. } => {
                 self.connected.send_replace(true);
+                self.faults.down = false;
                 self.tell("uplink", None);
                 self.faults.steady = self.faults.contested.then(|| self.clock.now() + STEADY);
-                if self.on_first_path {
-                    self.tell("path", None);
-                }
+                let off_first_path = self.off_first_path.clone();
+                self.tell("path", off_first_path.as_deref());
                 let kept = if *session_present { ", session resumed" } else { "" };
                 let structured = match (self.rules.mode, protocol) {
                     (Mode::Binary, Version::V311) => {
@@ -452,10 +454,7 @@ impl Pump {
             }
             Notice::Reached { how } => format!("reached {how}"),
             Notice::PathChanged { first, message } => {
-                self.on_first_path = *first;
-                if !first {
-                    self.tell("path", Some(message));
-                }
+                self.off_first_path = (!first).then(|| message.clone());
                 message.clone()
             }
             Notice::FilesInForce => {
@@ -468,7 +467,10 @@ impl Pump {
                 problem
             }
             Notice::Retrying { attempt, message, .. } => {
-                if *attempt == ATTEMPTS_BEFORE_FAULT {
+                // Not `==`: an attempt that changes the path at once has no notice of its own.
+                if *attempt >= ATTEMPTS_BEFORE_FAULT
+                    && !std::mem::replace(&mut self.faults.down, true)
+                {
                     self.tell("uplink", Some(message));
                 }
                 message.clone()

@@ -66,6 +66,8 @@ pub struct Config {
     pub session: Settings,
     /// How long to wait between attempts.
     pub backoff: Backoff,
+    /// On a fallback: the shortest pause before the first URL is asked whether it is back.
+    pub probe_pause: Duration,
     /// For each step of a transport: connection with name resolution, proxy, TLS, WebSocket.
     pub connect_timeout: Duration,
 }
@@ -80,6 +82,7 @@ impl Config {
             password_file: None,
             session,
             backoff: Backoff::default(),
+            probe_pause: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(10),
         }
     }
@@ -135,16 +138,17 @@ pub async fn run(
             break;
         }
         let at_once = task.session.take_retry_at_once();
+        let now = task.clock.now();
         let (why, next) = match ended {
             Ended::Left => continue,
             _ if at_once => continue,
-            Ended::Failed(why) => (why, task.paths.failed()),
-            Ended::Lost(why, lasted) => (why, task.paths.lost(lasted)),
+            Ended::Failed(why) => (why, task.paths.failed(now)),
+            Ended::Lost(why, lasted) => (why, task.paths.lost(now, lasted)),
         };
         if next != Next::Again {
             task.tell_path(&why).await;
         }
-        if next != Next::BackAtOnce {
+        if next != Next::OtherAtOnce {
             task.wait(why).await;
         }
     }
@@ -186,7 +190,7 @@ impl Task {
     fn new(config: Config, wires: Wires, clock: Clock, rng: Rng) -> Result<Self, SettingsError> {
         let session = Session::new(config.session.clone())?;
         let connector = Arc::new(Connector::new(config.transport.clone(), config.connect_timeout));
-        let paths = Paths::new(1 + config.fallbacks.len());
+        let paths = Paths::new(1 + config.fallbacks.len()).probing_after(config.probe_pause);
         Ok(Self {
             config,
             wires,

@@ -7,7 +7,7 @@
 //!   one, cut at the longest. For whom somebody waits: a device with an unsent alert, and one
 //!   that has had no lasting session since its start, in front of which an installer stands.
 //! - *Spread*: the first wait after a session that held is drawn evenly over the spread, the later ones
-//!   between the spread and 9/7 of it. 10,000 devices that lose their broker in the same instant so
+//!   between the spread and 6/5 of it. 10,000 devices that lose their broker in the same instant so
 //!   try at no more than 2 % of the fleet a second, from the first second on. Nothing quicker
 //!   can do that: 2 % a second for all is 50 s for the last. Doubling, or the quick law alone, brings
 //!   half of a fleet within two seconds after a broker's restart.
@@ -65,7 +65,7 @@ impl Backoff {
         Ok(Self { min, max, held, spread, spreading: false, last: min, attempt: 0 })
     }
 
-    /// Spreads the waits after a session that held; `min..=9/7 * spread`. Not over less than `min`.
+    /// Spreads the waits after a session that held; `min..=6/5 * spread`. Not over less than `min`.
     pub fn with_spread(mut self, spread: Duration) -> Self {
         self.spread = spread.max(self.min);
         self
@@ -77,7 +77,7 @@ impl Backoff {
             return self.quick_delay(rng);
         }
         let from = if self.attempt == 0 { self.min } else { self.spread };
-        let to = if self.attempt == 0 { self.spread } else { self.spread.mul_f64(9.0 / 7.0) };
+        let to = if self.attempt == 0 { self.spread } else { self.spread.mul_f64(1.2) };
         self.attempt = self.attempt.saturating_add(1);
         from + (to - from).mul_f64(rng.unit())
     }
@@ -108,7 +108,7 @@ impl Backoff {
 
 impl Default for Backoff {
     /// Quick: 1 s to 60 s, since a broker's restart is over in seconds, and a minute is the longest that
-    /// an alarm should wait for a network that has come back. Spread: 70 s, then 70 s to 90 s: with a
+    /// an alarm should wait for a network that has come back. Spread: 80 s, then 80 s to 96 s: with a
     /// margin for chance what 2 % a second needs. Started over by a session of 30 s.
     fn default() -> Self {
         let min = Duration::from_secs(1);
@@ -116,7 +116,7 @@ impl Default for Backoff {
             min,
             max: Duration::from_secs(60),
             held: Duration::from_secs(30),
-            spread: Duration::from_secs(70),
+            spread: Duration::from_secs(80),
             spreading: false,
             last: min,
             attempt: 0,
@@ -194,9 +194,9 @@ mod tests {
             firsts.push(backoff.next_delay(&mut rng));
             backoff.session_lasted(S(2));
             let later = backoff.next_delay(&mut rng);
-            assert!((S(70)..=S(90)).contains(&later), "seed {seed}: {later:?}");
+            assert!((S(80)..=S(96)).contains(&later), "seed {seed}: {later:?}");
         }
-        assert!(firsts.iter().all(|first| (S(1)..=S(70)).contains(first)));
+        assert!(firsts.iter().all(|first| (S(1)..=S(80)).contains(first)));
         assert!(firsts.iter().any(|first| *first < S(5)) && firsts.iter().any(|f| *f > S(65)));
     }
 
@@ -208,6 +208,8 @@ mod tests {
         jitter: bool,
         /// So many devices have an alert to send.
         alerts: u64,
+        /// The first seed; each device has one.
+        seed: u64,
     }
 
     impl Fleet {
@@ -220,7 +222,7 @@ mod tests {
             let mut attempts = Vec::new();
             let mut last_back = Duration::ZERO;
             for device in 0..FLEET {
-                let mut rng = Rng::from_seed(if self.jitter { device } else { 0 });
+                let mut rng = Rng::from_seed(if self.jitter { self.seed + device } else { 0 });
                 let mut backoff = self.backoff.clone();
                 backoff.session_lasted(S(3600));
                 let mut at = Duration::ZERO;
@@ -246,25 +248,31 @@ mod tests {
 
     #[test]
     fn a_fleet_that_loses_its_broker_does_not_come_back_as_one() {
-        let fleet = Fleet { backoff: Backoff::default(), jitter: true, alerts: 20 };
         for (lasts_s, attempt_s) in [(0, 0), (2, 0), (30, 0), (120, 0), (600, 10), (3600, 10)] {
-            let (peak, last) = fleet.outage(S(lasts_s), S(attempt_s));
+            let of_seed = |round| {
+                let (backoff, seed) = (Backoff::default(), round * FLEET);
+                let fleet = Fleet { backoff, jitter: true, alerts: 20, seed };
+                fleet.outage(S(lasts_s), S(attempt_s))
+            };
+            let outages: Vec<_> = (0..5).map(of_seed).collect();
+            let peak = outages.iter().map(|(peak, _)| *peak).max().unwrap();
+            let last = outages.iter().map(|(_, last)| *last).max().unwrap();
             println!(
                 "broker gone for {lasts_s} s: at most {peak} of {FLEET} connect within a second, \
                  the last is back {:.0} s after it",
                 last.as_secs_f64() - lasts_s as f64
             );
             assert!(peak <= ALLOWED, "{peak} within a second, {ALLOWED} allowed");
-            assert!(last <= S(lasts_s) + S(attempt_s) + S(90));
+            assert!(last <= S(lasts_s) + S(attempt_s) + S(96));
         }
     }
 
     #[test]
     fn without_jitter_or_without_spread_it_would() {
-        let fleet = Fleet { backoff: Backoff::default(), jitter: false, alerts: 0 };
+        let fleet = Fleet { backoff: Backoff::default(), jitter: false, alerts: 0, seed: 0 };
         assert_eq!(fleet.outage(S(120), S(0)).0, FLEET as usize);
         let quick = Backoff::new(S(1), S(60), S(30)).unwrap();
-        let fleet = Fleet { backoff: quick, jitter: true, alerts: 0 };
+        let fleet = Fleet { backoff: quick, jitter: true, alerts: 0, seed: 0 };
         for lasts_s in [2, 3600] {
             let (peak, _) = fleet.outage(S(lasts_s), S(0));
             println!("quick law alone, broker gone for {lasts_s} s: {peak}");

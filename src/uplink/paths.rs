@@ -5,9 +5,10 @@
 //! fallbacks. A *probe* connects to the first path while a session stands on another.
 //!
 //! # Rules
-//! - A path that has had a session is tried [`ATTEMPTS`] times in a row before the next one's turn comes,
-//!   and so is the first path at the start; a path that has not is tried once. After the last comes
-//!   the first. A session shorter than [`HELD`] counts as an attempt without one.
+//! - A path that has had a session is left by the first attempt that fails [`PATIENCE`] or more after it
+//!   went down, and so is the first path at the start; the next one is then tried at once. A path that has had no
+//!   session is tried once, and the attempt after it waits. After the last comes the first. A
+//!   session shorter than [`HELD`] counts as an attempt without one.
 //! - While a session stands on a fallback, the first path is probed every one to three minutes. The
 //!   session goes on meanwhile; only when the probe has its transport does the session leave in good
 //!   order and move over, onto the very connection of the probe.
@@ -24,14 +25,13 @@ use std::time::{Duration, Instant};
 
 use crate::clock::Rng;
 
-/// Failures in a row after which a path that once worked is left.
-const ATTEMPTS: u32 = 3;
+/// How long a path that once worked must be down to be left: longer than a hiccup, shorter than an alarm
+/// should wait.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// A session that lasted so long shows that its path works.
 const HELD: Duration = Duration::from_secs(30);
-/// Before a probe: at least.
-const PROBE_MIN: Duration = Duration::from_secs(60);
-/// Before a probe: at most, while no return has failed.
-const PROBE_MAX: Duration = Duration::from_secs(180);
+/// Before a probe: at least, and at most three times as long while no return has failed.
+const PROBE_PAUSE: Duration = Duration::from_secs(60);
 /// How often the pause doubles at most: 2⁵ × 2 minutes is about an hour.
 const DOUBLINGS_MAX: u32 = 5;
 
@@ -40,8 +40,8 @@ const DOUBLINGS_MAX: u32 = 5;
 pub struct Paths {
     count: usize,
     current: usize,
-    /// Attempts in a row on the current path that brought no session that held.
-    failures: u32,
+    /// Since when attempts on the current path have brought no session that held.
+    down_since: Option<Instant>,
     /// A session has stood on the current path since it was chosen, or it is the first at the start.
     worked: bool,
     /// The path that was left when the first one answered a probe.
@@ -49,6 +49,7 @@ pub struct Paths {
     /// Returns to the first path in a row that failed.
     failed_returns: u32,
     probe_at: Option<Instant>,
+    probe_pause: Duration,
 }
 
 /// What follows from an attempt or a session that failed.
@@ -58,8 +59,8 @@ pub enum Next {
     Again,
     /// Another path, after the backoff's wait.
     Other,
-    /// Back to the path that worked a moment ago, at once.
-    BackAtOnce,
+    /// Another path, at once: it has not been asked lately, or it worked a moment ago.
+    OtherAtOnce,
 }
 
 impl Paths {
@@ -68,12 +69,19 @@ impl Paths {
         Self {
             count: count.max(1),
             current: 0,
-            failures: 0,
+            down_since: None,
             worked: true,
             left: None,
             failed_returns: 0,
             probe_at: None,
+            probe_pause: PROBE_PAUSE,
         }
+    }
+
+    /// Probes after a pause of `least` to three times as much, instead of one to three minutes.
+    pub fn probing_after(mut self, least: Duration) -> Self {
+        self.probe_pause = least;
+        self
     }
 
     /// The path of the next attempt, or of the session that stands.
@@ -94,29 +102,31 @@ impl Paths {
     }
 
     /// An attempt brought no session.
-    pub fn failed(&mut self) -> Next {
+    pub fn failed(&mut self, now: Instant) -> Next {
         self.probe_at = None;
         if let Some(left) = self.left.take() {
             self.failed_returns = (self.failed_returns + 1).min(DOUBLINGS_MAX);
             self.choose(left);
             self.worked = true;
-            return Next::BackAtOnce;
+            return Next::OtherAtOnce;
         }
-        self.failures = self.failures.saturating_add(1);
-        if self.count == 1 || (self.worked && self.failures < ATTEMPTS) {
+        let down_since = *self.down_since.get_or_insert(now);
+        let patient = self.worked && now.saturating_duration_since(down_since) < PATIENCE;
+        if self.count == 1 || patient {
             return Next::Again;
         }
+        let worked = self.worked;
         self.choose((self.current + 1) % self.count);
-        Next::Other
+        if worked { Next::OtherAtOnce } else { Next::Other }
     }
 
     /// The session on the current path, which lasted so long, is over without our wish.
-    pub fn lost(&mut self, lasted: Duration) -> Next {
+    pub fn lost(&mut self, now: Instant, lasted: Duration) -> Next {
         self.probe_at = None;
         if lasted < HELD {
-            return self.failed();
+            return self.failed(now);
         }
-        self.failures = 0;
+        self.down_since = Some(now);
         if self.on_first() {
             self.failed_returns = 0;
         }
@@ -147,14 +157,14 @@ impl Paths {
 
     fn choose(&mut self, path: usize) {
         self.current = path;
-        self.failures = 0;
+        self.down_since = None;
         self.worked = false;
         self.probe_at = None;
     }
 
     fn plan_probe(&mut self, now: Instant, rng: &mut Rng) {
         self.probe_at = (!self.on_first()).then(|| {
-            let pause = PROBE_MIN + (PROBE_MAX - PROBE_MIN).mul_f64(rng.unit());
+            let pause = self.probe_pause.mul_f64(1.0 + 2.0 * rng.unit());
             now + pause * 2u32.pow(self.failed_returns)
         });
     }
@@ -174,42 +184,47 @@ mod tests {
     /// On the second of two paths, connected.
     fn on_fallback(now: Instant, rng: &mut Rng) -> Paths {
         let mut paths = Paths::new(2);
-        while paths.on_first() {
-            paths.failed();
-        }
+        assert_eq!(paths.failed(now - PATIENCE), Next::Again);
+        assert_eq!(paths.failed(now), Next::OtherAtOnce);
         paths.connected(now, rng);
         paths
     }
 
     #[test]
-    fn the_first_is_tried_three_times_and_each_fallback_once_then_round_again() {
+    fn the_first_is_left_after_five_seconds_then_each_is_tried_once_in_turn() {
+        let (begin, _) = begin();
         let mut paths = Paths::new(3);
-        let mut order = Vec::new();
-        for _ in 0..8 {
-            order.push(paths.current());
-            paths.failed();
+        let mut story = Vec::new();
+        for at_s in [0, 2, 4, 6, 6, 20, 30, 40] {
+            let path = paths.current();
+            story.push((path, paths.failed(begin + S(at_s))));
         }
-        assert_eq!(order, [0, 0, 0, 1, 2, 0, 1, 2]);
+        use Next::{Again, Other, OtherAtOnce};
+        let first = [(0, Again), (0, Again), (0, Again), (0, OtherAtOnce)];
+        assert_eq!(story[..4], first);
+        assert_eq!(story[4..], [(1, Other), (2, Other), (0, Other), (1, Other)]);
     }
 
     #[test]
     fn one_path_is_never_left() {
         let mut paths = Paths::new(1);
-        assert!((0..100).all(|_| paths.failed() == Next::Again));
         let (now, mut rng) = begin();
+        assert!((0..100).all(|s| paths.failed(now + S(s)) == Next::Again));
         paths.connected(now, &mut rng);
         assert_eq!(paths.poll_probe(), None);
     }
 
     #[test]
-    fn a_path_that_worked_is_left_only_after_three_failures_or_short_sessions() {
+    fn a_path_that_worked_is_left_only_when_it_stays_down() {
         let (now, mut rng) = begin();
         let mut paths = on_fallback(now, &mut rng);
-        assert_eq!(paths.lost(S(3600)), Next::Again);
-        assert_eq!(paths.failed(), Next::Again);
-        paths.connected(now, &mut rng);
-        assert_eq!(paths.lost(S(5)), Next::Again, "a short session counts as a failure");
-        assert_eq!(paths.failed(), Next::Other);
+        assert_eq!(paths.lost(now, S(3600)), Next::Again);
+        assert_eq!(paths.failed(now + S(4)), Next::Again);
+        paths.connected(now + S(5), &mut rng);
+        assert_eq!(paths.lost(now + S(100), S(95)), Next::Again, "it held: all is well again");
+        paths.connected(now + S(101), &mut rng);
+        let short = paths.lost(now + S(106), S(5));
+        assert_eq!(short, Next::OtherAtOnce, "a short session does not count");
         assert!(paths.on_first(), "after the last comes the first");
     }
 
@@ -218,14 +233,14 @@ mod tests {
         let (now, mut rng) = begin();
         let mut paths = on_fallback(now, &mut rng);
         let due = paths.poll_probe().unwrap();
-        assert!((now + PROBE_MIN..=now + PROBE_MAX).contains(&due));
+        assert!((now + PROBE_PAUSE..=now + 3 * PROBE_PAUSE).contains(&due));
         assert!(!paths.probe_due(now));
         assert!(paths.probe_due(due));
         assert_eq!(paths.poll_probe(), None, "one probe at a time");
         paths.probe_failed(due, &mut rng);
         assert!(paths.poll_probe().unwrap() > due);
         assert_eq!(paths.current(), 1, "a probe that fails changes nothing");
-        paths.lost(S(60));
+        paths.lost(due, S(60));
         assert_eq!(paths.poll_probe(), None);
     }
 
@@ -237,7 +252,7 @@ mod tests {
         assert!(paths.on_first());
         paths.connected(now, &mut rng);
         assert_eq!(paths.poll_probe(), None);
-        assert_eq!(paths.lost(S(60)), Next::Again);
+        assert_eq!(paths.lost(now + S(60), S(60)), Next::Again);
         assert!(paths.on_first());
     }
 
@@ -249,13 +264,17 @@ mod tests {
             let pause = paths.poll_probe().unwrap() - now;
             let factor = 2u32.pow(round.min(DOUBLINGS_MAX));
             assert!(
-                (PROBE_MIN * factor..=PROBE_MAX * factor).contains(&pause),
+                (PROBE_PAUSE * factor..=3 * PROBE_PAUSE * factor).contains(&pause),
                 "{round}: {pause:?}"
             );
             now += pause;
             assert!(paths.probe_due(now));
             paths.probe_answered();
-            assert_eq!(paths.failed(), Next::BackAtOnce, "no wait for what worked a moment ago");
+            assert_eq!(
+                paths.failed(now),
+                Next::OtherAtOnce,
+                "no wait for what worked a moment ago"
+            );
             assert_eq!(paths.current(), 1);
             paths.connected(now, &mut rng);
         }

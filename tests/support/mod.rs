@@ -10,10 +10,14 @@ pub mod agent;
 pub mod brokers;
 pub mod mosquitto;
 pub mod proxy;
+pub mod tunnel;
 pub mod uplink;
 pub mod wire;
 
 use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
@@ -42,4 +46,18 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "gave up waiting: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The certificates of the TLS tests, made once a process; see `tests/tls/make-kit`.
+pub fn kit() -> PathBuf {
+    static KIT: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let made = KIT.get_or_init(|| {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls/make-kit");
+        let output = Command::new(script).arg(directory.path()).output().expect("make-kit");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "make-kit (is openssl installed?): {errors}");
+        directory
+    });
+    made.path().to_owned()
 }

@@ -24,6 +24,8 @@ pub struct Options {
     pub persistence: bool,
     /// More lines for mosquitto.conf, such as `max_packet_size 2000`.
     pub extra: &'static str,
+    /// The newest TLS that it speaks, such as `TLSv1.2`; mosquitto itself can only set the oldest.
+    pub newest_tls: Option<&'static str>,
 }
 
 /// A broker of the test's own. Dropping it kills it.
@@ -89,6 +91,11 @@ impl Mosquitto {
                 self.dir.path().display(),
             );
         }
+        let newest = options.newest_tls.map(|version| format!("MaxProtocol = {version}\n"));
+        let openssl =
+            "openssl_conf = all\n[all]\nssl_conf = ssl\n[ssl]\nsystem_default = limits\n[limits]\n";
+        fs::write(self.path("openssl.cnf"), openssl.to_owned() + &newest.unwrap_or_default())
+            .expect("openssl.cnf");
         conf += options.extra;
         fs::write(self.path("mosquitto.conf"), conf + "\n").expect("mosquitto.conf");
     }
@@ -99,6 +106,7 @@ impl Mosquitto {
         let child = Command::new("mosquitto")
             .arg("-c")
             .arg(self.path("mosquitto.conf"))
+            .env("OPENSSL_CONF", self.path("openssl.cnf"))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

@@ -21,6 +21,8 @@ pub struct Device {
     pub settled: mpsc::Sender<u64>,
     notices: mpsc::Receiver<Notice>,
     pub counters: watch::Receiver<Counters>,
+    /// An alert wants to be sent.
+    pub urgent: watch::Sender<bool>,
     shutdown: watch::Sender<bool>,
     task: JoinHandle<Result<Counters, SettingsError>>,
     /// Every notice taken so far.
@@ -63,12 +65,13 @@ impl Device {
         let (settled, settled_rx) = mpsc::channel(16);
         let (counters_tx, counters) = watch::channel(Counters::default());
         let (shutdown, shutdown_rx) = watch::channel(false);
+        let (urgent, urgent_rx) = watch::channel(false);
         let wires = Wires {
             outgoing: outgoing_rx,
             notices: notices_tx,
             settled: settled_rx,
             counters: counters_tx,
-            urgent: watch::channel(false).1,
+            urgent: urgent_rx,
             shutdown: shutdown_rx,
         };
         let clock = Clock::new(|| ClockState::Synced);
@@ -78,6 +81,7 @@ impl Device {
             settled,
             notices,
             counters,
+            urgent,
             shutdown,
             task,
             seen: Vec::new(),

@@ -138,6 +138,7 @@ mod tests {
     /// What each address does: after how long, and with which end.
     type Fate = (u64, Result<(), io::ErrorKind>);
 
+    #[allow(clippy::disallowed_methods, reason = "the virtual clock of the test")]
     /// Runs a race in virtual time; who won or why nobody, and when each was tried, in ms.
     async fn raced(fates: &[Fate]) -> (Result<u16, String>, Vec<(u16, u128)>, u128) {
         let began = Instant::now();

@@ -36,6 +36,12 @@ fn inner(error: &io::Error) -> Option<&Error> {
     error.get_ref()?.downcast_ref()
 }
 
+/// What a listener without TLS does when it reads our hello.
+fn hung_up(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
+}
+
 fn date(at: UnixTime) -> String {
     let seconds = i64::try_from(at.as_secs()).unwrap_or(i64::MAX);
     chrono::DateTime::from_timestamp(seconds, 0)
@@ -68,7 +74,7 @@ impl Context {
                 shown(self.files.crl_file.as_ref())
             ),
             Some(other) => format!("broke the TLS handshake: {other}"),
-            None if error.kind() == io::ErrorKind::UnexpectedEof => {
+            None if hung_up(error) => {
                 "closed the connection in the TLS handshake: is that a listener without TLS \
                  (mqtt:// or ws://)?"
                     .to_owned()
