@@ -19,7 +19,9 @@ use support::wire::{Weather, Wire, event_id};
 
 const BATCH: &str = "application/cloudevents-batch+json";
 /// Lives of the agent: each ends by kill -9, and begins with a short backoff.
-const LIVES: usize = 4;
+fn lives(events: usize) -> usize {
+    4 + events / 1250
+}
 
 fn events() -> usize {
     std::env::var("HARK_EVENTS").ok().and_then(|text| text.parse().ok()).unwrap_or(500)
@@ -64,7 +66,8 @@ fn start(device: &Device, extra: &[(&str, &str)]) -> Agent {
 /// One run; `durable`: what the broker has acknowledged survives its crash.
 async fn survive(mut broker: impl Broker, crashes: bool, durable: bool, extra: &[(&str, &str)]) {
     let (count, began) = (events(), Instant::now());
-    let within = (count * 900 / 8).max(20_000);
+    let lives = lives(count);
+    let within = (count * 900 / (2 * lives)).max(20_000);
     let wire = Wire::start(broker.port(), Weather::Rough { within }, 0x5eed).await;
     let device = Device::new(&wire.url(), "none");
     let subscriber = durable.then(|| {
@@ -72,9 +75,9 @@ async fn survive(mut broker: impl Broker, crashes: bool, durable: bool, extra: &
         Subscriber::with(broker.port(), "hark/test/events/#", &options)
     });
     let mut accepted = BTreeSet::new();
-    for life in 0..LIVES {
+    for life in 0..lives {
         let agent = start(&device, extra);
-        let (from, to) = (life * count / LIVES, (life + 1) * count / LIVES);
+        let (from, to) = (life * count / lives, (life + 1) * count / lives);
         for first in (from..to).step_by(25) {
             let (ids, body) = batch(first..(first + 25).min(to));
             post(&device.socket(), BATCH, &body).expect("accepted");
@@ -105,7 +108,7 @@ async fn survive(mut broker: impl Broker, crashes: bool, durable: bool, extra: &
         let record = wire.record();
         assert_eq!(record.altered, BTreeSet::new(), "copies differ");
         println!(
-            "{count} events, {} faults, {} duplicates, {:?}",
+            "{count} events, {lives} lives, {} faults, {} duplicates, {:?}",
             record.faults,
             record.duplicates,
             began.elapsed()

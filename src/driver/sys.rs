@@ -8,6 +8,7 @@
 //!   that this is so, since a symbol is only as good as the linker's mood
 //!   (`docs/adr/0002`).
 //! - Whether anything disciplines the wall clock.
+//! - A bound on what a TCP socket takes and has not sent.
 
 #![allow(unsafe_code, reason = "the C library is called here and nowhere else")]
 
@@ -63,6 +64,26 @@ pub fn clock_state() -> ClockState {
     if unsynced { ClockState::Unsynced } else { ClockState::Synced }
 }
 
+/// Has the kernel take no more than `bytes` that it has not sent yet from this TCP socket: what
+/// stands there cannot be overtaken by an alert any more, and would only wait for room on the way.
+///
+/// # Errors
+/// The kernel refuses, as one older than Linux 3.12 does; the socket works without.
+///
+/// Source: tcp(7), `TCP_NOTSENT_LOWAT`.
+pub fn limit_unsent(socket: std::os::fd::BorrowedFd<'_>, bytes: u32) -> std::io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let length = libc::socklen_t::try_from(size_of::<u32>()).unwrap_or(4);
+    let value = (&raw const bytes).cast();
+    let (level, option) = (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT);
+    // SAFETY: the descriptor is borrowed and so open; `value` points to `length` bytes that live as
+    // long as the call.
+    match unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value, length) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +97,14 @@ mod tests {
         // Other tests of this program sync as well: at least ours was counted.
         assert!(real_syncs() > before);
         assert_eq!(sync_file_range(-1, 0, 0, 0), -1);
+    }
+
+    #[test]
+    fn the_kernel_takes_a_limit_of_unsent_bytes_for_a_tcp_socket_only() {
+        use std::os::fd::AsFd;
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(limit_unsent(socket.as_fd(), 4096).is_ok());
+        assert!(limit_unsent(tempfile::tempfile().unwrap().as_fd(), 4096).is_err());
     }
 
     #[test]

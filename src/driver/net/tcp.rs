@@ -10,6 +10,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -18,10 +19,13 @@ use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::time::{sleep, timeout};
 
 use super::ConnectError;
+use crate::driver::sys;
 
 /// Kernel send buffer. Linux doubles it for its own bookkeeping, which leaves about this much for
 /// bytes: two windows of ordinary events in 100 ms, and on a slow link no long queue before an alert.
 const SEND_BUFFER_BYTES: u32 = 16 * 1024;
+/// Of that, what has not been sent yet: two packets, so that the sender never waits for us.
+const UNSENT_BYTES: u32 = 4 * 1024;
 /// Between one attempt and the next (RFC 8305 §5 "Connection Attempt Delay").
 const STAGGER: Duration = Duration::from_millis(250);
 /// Addresses tried at most: a name with more is a mistake, or hostile.
@@ -67,6 +71,8 @@ async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     };
     socket.set_nodelay(true)?;
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    // A kernel without it does no harm: the forwarder bounds what is under way.
+    sys::limit_unsent(socket.as_fd(), UNSENT_BYTES).ok();
     socket.connect(address).await
 }
 
