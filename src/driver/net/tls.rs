@@ -6,7 +6,7 @@
 //!   certificate that no list covers is refused.
 //! - One [`ClientConfig`] serves all connections until a file changes, so that sessions are resumed:
 //!   on a slow line that saves the certificates and, with TLS 1.2, a round trip.
-//! - Files are read before each connection and compared by content; a change needs no restart. What
+//! - Files (of the system's roots: the date of their bundle) are read before each connection and compared by content; a change needs no restart. What
 //!   cannot be used is told once, and the last good content stays in force.
 //!
 //! # Absent
@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::SystemTime;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::pem::PemObject;
@@ -35,6 +36,9 @@ use crate::driver::host::read_secret;
 
 /// The longest piece that rustls may hold back, sealed, while the socket takes nothing.
 const SEALED_MAX: usize = 4 * WRITE_MAX;
+/// Where distributions keep the roots in one file: whoever updates them writes it anew.
+const SYSTEM_BUNDLES: [&str; 2] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
 /// Reads in search of the alert that explains a failed write.
 const LAST_READS: usize = 4;
 
@@ -62,9 +66,11 @@ pub enum FilesChange {
     Unusable(SetupError),
 }
 
-/// The content of the files.
+/// The content of the files, and of the system's roots only when they were written: reading them
+/// takes as long as a handshake.
 #[derive(Hash)]
 struct Contents {
+    system: [Option<SystemTime>; 2],
     ca: Option<Vec<u8>>,
     cert: Option<Vec<u8>>,
     key: Option<Vec<u8>>,
@@ -141,7 +147,10 @@ impl Contents {
             let content = file.as_deref().map(read_secret).transpose();
             content.map_err(|problem| SetupError { key, problem })
         };
+        let written = |file| std::fs::metadata(file).and_then(|file| file.modified()).ok();
+        let system = if files.ca_file.is_none() { SYSTEM_BUNDLES.map(written) } else { [None; 2] };
         Ok(Self {
+            system,
             ca: read("ca_file", &files.ca_file)?,
             cert: read("cert_file", &files.cert_file)?,
             key: read("key_file", &files.key_file)?,
