@@ -566,4 +566,6 @@ enum Source {
 }
 
 #[cfg(test)]
+mod random_tests;
+#[cfg(test)]
 mod tests;
