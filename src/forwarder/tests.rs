@@ -313,6 +313,23 @@ fn a_refusal_for_good_is_the_callers_after_three_and_a_passing_one_never_is() {
 }
 
 #[test]
+fn silence_poisons_a_reading_and_never_an_alert() {
+    for (lane, expected) in [(Lane::Telemetry, true), (Lane::Alert, false)] {
+        let mut bench = Bench::new(&[(lane, 1)]);
+        let poisoned = (0..5).any(|_| {
+            let (token, _) = bench.next().expect("offered again");
+            let reason = Refusal::Unanswered { connections: 3 };
+            let fate = bench.tell(&Notice::Refused { token, reason });
+            if let Some(due) = bench.forwarder.next_due(bench.now) {
+                bench.now = due;
+            }
+            matches!(fate, Some(Fate::Poisoned { .. }))
+        });
+        assert_eq!(poisoned, expected, "{lane}");
+    }
+}
+
+#[test]
 fn slots_of_the_window_are_left_to_alerts() {
     let backlog: Vec<_> = (1..=20).map(|n| (Lane::Telemetry, n)).collect();
     for (window, lower) in [(8, 6), (4, 3), (2, 1), (1, 1)] {

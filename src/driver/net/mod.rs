@@ -13,7 +13,7 @@
 //! # Invariants
 //! - Every step has a deadline of its own, and its error names the step.
 //! - What is written is either still the caller's or a few KiB from the wire: a stream has TCP_NODELAY, a
-//!   small send buffer in the kernel, and no layer between holds more than [`WRITE_MAX`] bytes. What
+//!   small send buffer in the kernel, and no layer between holds more than `WRITE_MAX` bytes. What
 //!   is below cannot be overtaken by an alert any more.
 //! - Nothing but TLS's own handshake leaves this device before the broker's certificate is checked.
 //! - Each error is one line that reads on after "broker at HOST:PORT".
