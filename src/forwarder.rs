@@ -439,8 +439,11 @@ impl Forwarder {
                     // The consumer has it from an earlier publish.
                     return Some(Fate::Delivered(flight));
                 }
-                flight.final_refusals += u32::from(reason.is_final());
-                if reason.is_final() && flight.final_refusals >= FINAL_REFUSALS {
+                // An alert is not given up for what may be the network's doing.
+                let silence = reason.is_silence() && flight.lane != Lane::Alert;
+                let counts = reason.is_final() || silence;
+                flight.final_refusals += u32::from(counts);
+                if counts && flight.final_refusals >= FINAL_REFUSALS {
                     return Some(Fate::Poisoned { flight, reason: reason.clone() });
                 }
                 let (id, lane) = (flight.id.clone(), flight.lane);
@@ -565,5 +568,7 @@ enum Source {
     Again(Lane),
 }
 
+#[cfg(test)]
+mod random_tests;
 #[cfg(test)]
 mod tests;

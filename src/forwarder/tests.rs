@@ -4,7 +4,8 @@ use super::*;
 use crate::event::{Data, Event, Value};
 use crate::uplink::{Refusal, Version};
 
-const WALL: WallTime = WallTime { unix_ms: 1_700_000_000_000, state: ClockState::Synced };
+pub(super) const WALL: WallTime =
+    WallTime { unix_ms: 1_700_000_000_000, state: ClockState::Synced };
 const S: fn(u64) -> Duration = Duration::from_secs;
 
 fn record(lane: Lane, position: u64) -> Record {
@@ -21,10 +22,10 @@ fn record(lane: Lane, position: u64) -> Record {
 }
 
 /// An outbox in memory that answers what is wanted.
-struct Bench {
-    forwarder: Forwarder,
-    stored: Vec<Record>,
-    now: Instant,
+pub(super) struct Bench {
+    pub(super) forwarder: Forwarder,
+    pub(super) stored: Vec<Record>,
+    pub(super) now: Instant,
 }
 
 impl Bench {
@@ -33,7 +34,7 @@ impl Bench {
     }
 
     #[allow(clippy::disallowed_methods, reason = "an Instant has no other beginning")]
-    fn with(rules: Rules, stored: &[(Lane, u64)]) -> Self {
+    pub(super) fn with(rules: Rules, stored: &[(Lane, u64)]) -> Self {
         let stored = stored.iter().map(|&(lane, position)| record(lane, position)).collect();
         let mut bench = Self { forwarder: Forwarder::new("d", rules), stored, now: Instant::now() };
         bench.load();
@@ -41,7 +42,7 @@ impl Bench {
         bench
     }
 
-    fn load(&mut self) {
+    pub(super) fn load(&mut self) {
         let of = |lane| self.stored.iter().filter(move |r| r.lane == lane);
         let tails = Lane::ALL.map(|lane| of(lane).map(|r| r.position).max());
         self.forwarder.reach(tails);
@@ -53,14 +54,19 @@ impl Bench {
         }
     }
 
-    fn connect(&mut self, window: u16) {
+    pub(super) fn connect(&mut self, window: u16) {
         let protocol = Version::V5;
         let notice = Notice::Connected { protocol, session_present: true, window };
         assert_eq!(self.tell(&notice), None);
     }
 
-    fn tell(&mut self, notice: &Notice) -> Option<Fate> {
+    pub(super) fn tell(&mut self, notice: &Notice) -> Option<Fate> {
         self.forwarder.handle(notice, self.now)
+    }
+
+    pub(super) fn append(&mut self, lane: Lane, position: u64) {
+        self.stored.push(record(lane, position));
+        self.load();
     }
 
     fn acknowledge(&mut self, token: u64) -> Option<Fate> {
@@ -77,7 +83,7 @@ impl Bench {
         settled.iter().map(|s| s.position.0).collect()
     }
 
-    fn pass(&mut self, time: Duration) -> Option<Overdue> {
+    pub(super) fn pass(&mut self, time: Duration) -> Option<Overdue> {
         self.now += time;
         let overdue = self.forwarder.overdue(self.now);
         self.load();
@@ -304,6 +310,23 @@ fn a_refusal_for_good_is_the_callers_after_three_and_a_passing_one_never_is() {
         assert_eq!(fates, [false, false, last, last, last, last], "0x{code:02x}");
     }
     assert!(Refusal::TooLarge { bytes: 2, limit: 1 }.is_final());
+}
+
+#[test]
+fn silence_poisons_a_reading_and_never_an_alert() {
+    for (lane, expected) in [(Lane::Telemetry, true), (Lane::Alert, false)] {
+        let mut bench = Bench::new(&[(lane, 1)]);
+        let poisoned = (0..5).any(|_| {
+            let (token, _) = bench.next().expect("offered again");
+            let reason = Refusal::Unanswered { connections: 3 };
+            let fate = bench.tell(&Notice::Refused { token, reason });
+            if let Some(due) = bench.forwarder.next_due(bench.now) {
+                bench.now = due;
+            }
+            matches!(fate, Some(Fate::Poisoned { .. }))
+        });
+        assert_eq!(poisoned, expected, "{lane}");
+    }
 }
 
 #[test]

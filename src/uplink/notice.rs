@@ -210,19 +210,23 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Whether the same publish would be refused again, as far as can be told: it is too large, its
-    /// topic or payload is not accepted, or the broker's rules forbid it. Everything else may pass: a
-    /// quota, a busy broker, a broker that says nothing.
+    /// Whether the same publish would be refused again: it is too large, its topic or payload is not
+    /// accepted, or the broker's rules forbid it. A quota, a busy broker may pass.
     pub fn is_final(&self) -> bool {
         match self {
             Self::TooLarge { .. }
             | Self::InvalidTopic
             | Self::InvalidContentType
             | Self::InvalidProperty => true,
-            // They look like a poisoned publish, and cannot be told from a bad network.
-            Self::Unanswered { .. } | Self::Ignored { .. } => true,
+            Self::Unanswered { .. } | Self::Ignored { .. } => false,
             Self::Broker { code, .. } => matches!(code, 0x87 | 0x90 | 0x95 | 0x99),
         }
+    }
+
+    /// Whether nobody said no: it looks like a publish that the broker cannot bear, and a very bad
+    /// network looks the same.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Self::Unanswered { .. } | Self::Ignored { .. })
     }
 }
 
