@@ -24,9 +24,10 @@ use tokio::sync::{broadcast, mpsc, watch};
 use crate::cli::{Failure, exit};
 use crate::clock::{Clock, Rng};
 use crate::config::Config;
-use crate::driver::{host, ingest, outbox_writer, sled_store::SledStore, sys};
+use crate::driver::ballast::Ballast;
+use crate::driver::{host, ingest, outbox_open, outbox_writer, sled_store::SledStore, sys};
 use crate::event::{Lane, catalogue::Maker, catalogue::Occurrence};
-use crate::outbox::Outbox;
+use crate::outbox::{Chronicle, Limits, Outbox, OutboxError};
 use crate::supervisor::{Budget, Report, Stage, Supervisor};
 
 pub use listening::{Listener, ListenerFactory};
@@ -38,6 +39,9 @@ pub const DRAIN: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often the agent looks after itself: answers systemd's watchdog, clears old faults.
 const ROUND: Duration = Duration::from_secs(5);
+/// How long the outbox may take to answer: salvage of a damaged store takes three seconds, a
+/// sync of a worn card seldom more than one.
+const HANG: Duration = Duration::from_secs(30);
 /// A part that ran for so long after a restart counts as mended.
 const MENDED: Duration = Duration::from_secs(30);
 
@@ -196,14 +200,14 @@ pub async fn run(
     // Everything that can be wrong with the installation is found before the first thread starts.
     let uplink = forwarding::plan(&config, &device)?;
     let listening = listening::plan(&config, encore, listener)?;
-    let store =
-        SledStore::open(&config.outbox.path).map_err(|e| Failure::new(exit::IO, e.to_string()))?;
-    let outbox = Outbox::open(store).map_err(|e| Failure::new(exit::IO, e.to_string()))?;
+    let maker = Maker::new(&device, &config.device.type_prefix);
+    let outbox = outbox_open::open(&config.outbox.path, clock)
+        .map_err(|e| Failure::new(exit::IO, e.to_string()))?;
+    let chronicle = Chronicle { maker: maker.clone(), rng: rng.fork() };
 
     let (mut supervisor, mut reports) = Supervisor::new();
     let waiting = outbox.levels();
-    let outbox = start_outbox(&mut supervisor, outbox, &config, clock);
-    let maker = Maker::new(&device, &config.device.type_prefix);
+    let outbox = start_outbox(&mut supervisor, outbox, chronicle, &config, clock);
     let reporter = Reporter::new(maker, clock, rng.fork(), outbox.clone(), happenings.clone());
     tracing::info!(device, outbox = %config.outbox.path.display(), waiting = waiting.total(), "hark {} starts", env!("CARGO_PKG_VERSION"));
 
@@ -217,7 +221,17 @@ pub async fn run(
     }
     // Last, since a status waits for company: nothing that matters more waits for it.
     reporter.report(&started()).await.map_err(|e| Failure::new(exit::IO, e))?;
-    let ended = watch_over(stop, &mut reports, &reporter, &outbox, clock).await;
+    // Beside and not within: whoever watches over the parts waits for the outbox himself.
+    let ended = tokio::select! {
+        ended = watch_over(stop, &mut reports, &reporter, &outbox, clock) => ended,
+        () = hangs(&outbox) => Err(Failure::new(
+            exit::IO,
+            format!(
+                "the outbox did not answer for {} s: the disk hangs; restart hark, or the device if that does not help",
+                HANG.as_secs()
+            ),
+        )),
+    };
 
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     report_late(supervisor.stop(Stage::Source, PATIENCE).await);
@@ -250,6 +264,7 @@ fn report_late(services: Vec<&'static str>) {
 fn start_outbox(
     supervisor: &mut Supervisor,
     outbox: Outbox<SledStore>,
+    chronicle: Chronicle,
     config: &Config,
     clock: Clock,
 ) -> outbox_writer::OutboxHandle {
@@ -257,17 +272,63 @@ fn start_outbox(
     settings.coalesce[Lane::Status.index()] = config.outbox.coalesce_status;
     settings.coalesce[Lane::Telemetry.index()] = config.outbox.coalesce_telemetry;
     let (handle, requests) = outbox_writer::channel();
+    let limits = Limits {
+        bytes: outbox_open::payload_limit(config.outbox.max_size),
+        expiry: config.outbox.expiry_telemetry,
+    };
+    let outbox = outbox.with_chronicle(chronicle.clone()).with_limits(limits);
     let mut writer = Some((outbox, requests));
-    // Without a budget: what a failed commit left on the disk is unknown, and only a new process
-    // reads it again.
+    let path = config.outbox.path.clone();
+    // Without a budget: the writer opens the outbox again by itself; where that does not help, a
+    // new process might.
     supervisor.thread(Stage::Outbox, "outbox", Budget::NONE, move |stop| match writer.take() {
         Some((outbox, requests)) => {
-            let written = outbox_writer::run(outbox, requests, clock, settings, stop.receiver());
-            written.map_err(|e| e.to_string())
+            let disk = OutboxDisk {
+                ballast: Ballast::new(&path),
+                path: path.clone(),
+                chronicle: chronicle.clone(),
+                limits,
+                clock,
+            };
+            let stop = stop.receiver();
+            outbox_writer::run_on(outbox, requests, clock, settings, stop, disk)
+                .map_err(|e| e.to_string())
         }
         None => Err("was started twice".to_owned()),
     });
     handle
+}
+
+/// How the outbox is opened again after a failure, and the room around it.
+struct OutboxDisk {
+    path: PathBuf,
+    ballast: Ballast,
+    chronicle: Chronicle,
+    limits: Limits,
+    clock: Clock,
+}
+
+impl outbox_writer::Disk<SledStore> for OutboxDisk {
+    fn revive(
+        &mut self,
+        failures: u32,
+        error: &OutboxError,
+    ) -> Result<Outbox<SledStore>, OutboxError> {
+        // For want of room the store is no worse than before; else, if opening it again did not
+        // help, its files are salvaged.
+        if self.ballast.is_short() {
+            self.ballast.give_up();
+        } else if failures > 1 {
+            outbox_open::distrust(&self.path, &error.to_string());
+        }
+        let outbox = outbox_open::open(&self.path, self.clock)
+            .map_err(|e| OutboxError::Failed { cause: e.to_string() })?;
+        Ok(outbox.with_chronicle(self.chronicle.clone()).with_limits(self.limits))
+    }
+
+    fn is_short(&mut self) -> bool {
+        self.ballast.is_short()
+    }
 }
 
 async fn start_ingest(
@@ -306,6 +367,7 @@ async fn watch_over(
     let watchdog = sd_notify::watchdog_enabled().is_some();
     let mut failed = std::collections::HashMap::new();
     let mut levels = outbox.levels();
+    let mut short = false;
     let mut round = tokio::time::interval(ROUND);
     tokio::pin!(stop);
     loop {
@@ -323,8 +385,12 @@ async fn watch_over(
                 None => return Err(Failure::new(exit::UNAVAILABLE, "the supervisor is gone")),
             },
             changed = levels.changed() => if changed.is_ok() {
-                let now = levels.borrow_and_update().records;
-                reporter.happened(Happening::Waiting(now));
+                let now = *levels.borrow_and_update();
+                reporter.happened(Happening::Waiting(now.records));
+                if now.short != short {
+                    short = now.short;
+                    report_disk(short, reporter).await;
+                }
             },
             _ = round.tick() => {
                 let now = clock.now();
@@ -336,6 +402,30 @@ async fn watch_over(
                     let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
                 }
             }
+        }
+    }
+}
+
+/// A disk without room for telemetry is a fault until there is room again.
+async fn report_disk(short: bool, reporter: &Reporter) {
+    if short {
+        reporter.raise("disk", "the disk is full: telemetry is refused, alerts go on").await;
+    } else {
+        reporter.clear("disk").await;
+    }
+}
+
+/// Ends when the outbox has not answered for [`HANG`]: a commit that never returns, since the
+/// disk does not. The process then ends with 74 and leaves the writer's thread behind, and systemd starts
+/// it again. A thread that hangs inside the kernel keeps even a dead process from going; then the
+/// hardware watchdog, which nobody feeds any more, is what is left.
+async fn hangs(outbox: &outbox_writer::OutboxHandle) {
+    let limit = crate::outbox::PageLimit { records: 1, bytes: 1 };
+    loop {
+        let answer = outbox.page(Lane::Alert, None, limit);
+        match tokio::time::timeout(HANG, answer).await {
+            Ok(_) => tokio::time::sleep(ROUND).await,
+            Err(_) => return,
         }
     }
 }
@@ -369,5 +459,19 @@ async fn say_goodbye(
     };
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
         tracing::warn!("not everything was sent within {} s; the rest is kept", DRAIN.as_secs());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outbox_that_does_not_answer_is_noticed_and_a_closed_one_is_not_taken_for_it() {
+        let (hanging, _unserved) = outbox_writer::channel();
+        tokio::time::timeout(HANG * 2, hangs(&hanging)).await.expect("noticed");
+        let (closed, requests) = outbox_writer::channel();
+        drop(requests);
+        assert!(tokio::time::timeout(HANG * 3, hangs(&closed)).await.is_err());
     }
 }

@@ -123,6 +123,10 @@ pub struct Outbox {
     pub coalesce_telemetry: Duration,
     /// The same for the status lane.
     pub coalesce_status: Duration,
+    /// Bytes of the disk that the outbox takes at most.
+    pub max_size: u64,
+    /// How long telemetry is of use.
+    pub expiry_telemetry: Duration,
 }
 
 /// `[ingest]`: where other programs hand events in.
@@ -400,11 +404,12 @@ fn outbox(mut section: Section<'_>) -> Outbox {
         },
         |path| reader::quoted(&path.display().to_string()),
     );
-    // Not enforced yet: without it more is kept, never less. `docs/configuration.md` says so.
-    section.size("max_size", 256 << 20, 16 << 20);
+    let max_size = section.size("max_size", 256 << 20, 16 << 20);
     section.finish();
     Outbox {
         path,
+        max_size,
+        expiry_telemetry: Duration::from_secs(7 * 86_400),
         coalesce_telemetry: Duration::from_millis(250),
         coalesce_status: Duration::from_millis(250),
     }
@@ -421,12 +426,9 @@ fn lanes(mut section: Section<'_>, outbox: &mut Outbox) -> [Receipts; 3] {
                 lane.duration("receipt_timeout", receipts.timeout, Duration::from_secs(1));
             match name {
                 "telemetry" => {
-                    // Not enforced yet: see `max_size`.
-                    lane.duration(
-                        "expiry",
-                        Duration::from_secs(7 * 86_400),
-                        Duration::from_secs(1),
-                    );
+                    let least = Duration::from_secs(1);
+                    outbox.expiry_telemetry =
+                        lane.duration("expiry", outbox.expiry_telemetry, least);
                     outbox.coalesce_telemetry =
                         lane.duration("coalesce", outbox.coalesce_telemetry, Duration::ZERO);
                 }

@@ -2,11 +2,14 @@
 
 pub mod audio_file;
 pub mod audio_stream;
+pub mod ballast;
 pub mod host;
 pub mod ingest;
+mod marks;
 pub mod microphone;
 pub mod models;
 pub mod net;
+pub mod outbox_open;
 pub mod outbox_writer;
 pub mod sled_store;
 pub mod sys;

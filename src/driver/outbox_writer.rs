@@ -8,8 +8,9 @@
 //! - Removals are not waited for. They ride along with the next commit, or are committed after
 //!   [`Settings::removal_delay`]. Until then [`OutboxHandle::page`] leaves them out already; after a
 //!   crash the removed records may be back, which makes duplicates and no loss.
-//! - After a commit that failed everybody who waits gets the error and [`run`] returns it: the
-//!   process is to end. The outbox is opened again by the next one.
+//! - After a commit that failed the outbox is closed and opened again ([`run_on`]) while all
+//!   wait. If that does not help, everybody who waits gets the error and it is returned: the
+//!   process is to end, and the next one opens the outbox afresh.
 //!
 //! Bounds: [`QUEUED_REQUESTS`] requests of at most one commit each, and as many removals as
 //! [`MAX_REMOVALS`]; whoever comes later waits for room.
@@ -25,14 +26,22 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::clock::Clock;
 use crate::event::{Event, Lane};
 use crate::outbox::{
-    Accepted, Levels, MAX_COMMIT_EVENTS, Outbox, OutboxError, PageLimit, Position, Record, Store,
-    check_batch,
+    Accepted, Damage, Levels, MAX_COMMIT_EVENTS, Outbox, OutboxError, Page, PageLimit, Position,
+    Record, Store, check_batch,
 };
 
 /// Requests that wait to be taken up at most.
 pub const QUEUED_REQUESTS: usize = 32;
 /// Removals that wait for a commit at most; with so many they are committed at once.
 pub const MAX_REMOVALS: usize = 1024;
+
+/// How often a full disk is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often telemetry is looked through for what is too old.
+const EXPIRE_EVERY: Duration = Duration::from_secs(60);
+
+/// Damaged records that are set aside with one commit at most.
+const MAX_DAMAGED: usize = 64;
 
 /// How long what may wait does wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,68 +185,200 @@ pub fn run<S: Store>(
     settings: Settings,
     stop: watch::Receiver<bool>,
 ) -> Result<(), OutboxError> {
+    run_on(outbox, requests, clock, settings, stop, NoCare)
+}
+
+/// What the writer needs of the disk besides the store.
+pub trait Disk<S> {
+    /// Opens the outbox again, whatever that takes, after it failed and was closed. It is told
+    /// how often in a row it was asked.
+    ///
+    /// # Errors
+    /// It cannot be opened: the process is to end.
+    fn revive(&mut self, failures: u32, error: &OutboxError) -> Result<Outbox<S>, OutboxError>;
+
+    /// Whether room is so short that it must be left to alerts and status.
+    fn is_short(&mut self) -> bool;
+}
+
+struct NoCare;
+
+impl<S> Disk<S> for NoCare {
+    fn revive(&mut self, _: u32, error: &OutboxError) -> Result<Outbox<S>, OutboxError> {
+        Err(error.clone())
+    }
+
+    fn is_short(&mut self) -> bool {
+        false
+    }
+}
+
+/// As [`run`], with a way to go on after a failure: once the failed outbox is closed, `disk`
+/// opens it again.
+///
+/// Nobody who waits is refused meanwhile. What of a failed commit is found in the revived outbox
+/// was accepted; the rest is committed again.
+///
+/// # Errors
+/// What [`Disk::revive`] answers, or the failure that followed [`MAX_REVIVALS`] others without a
+/// commit in between.
+pub fn run_on<S: Store, D: Disk<S>>(
+    outbox: Outbox<S>,
+    requests: Requests,
+    clock: Clock,
+    settings: Settings,
+    stop: watch::Receiver<bool>,
+    mut disk: D,
+) -> Result<(), OutboxError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let runtime = runtime.map_err(|e| OutboxError::Failed {
         cause: format!("the writer's timer cannot be made: {e}"),
     })?;
-    let Requests { requests, levels } = requests;
-    levels.send_replace(outbox.levels());
-    let mut writer = Writer {
-        outbox,
-        clock,
-        settings,
-        levels,
-        waiting: VecDeque::new(),
-        events: 0,
-        removals: BTreeSet::new(),
-        due: None,
-    };
-    runtime.block_on(writer.serve(requests, stop))
+    let Requests { mut requests, levels } = requests;
+    let pending = Pending::default();
+    let mut writer = Writer { outbox, disk: &mut disk, clock, settings, levels, pending };
+    loop {
+        writer.begin();
+        let error = match runtime.block_on(writer.serve(&mut requests, stop.clone())) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        let Writer { outbox, disk, clock, settings, levels, mut pending } = writer;
+        drop(outbox);
+        pending.failures += 1;
+        tracing::error!(failures = pending.failures, "the outbox is opened again: {error}");
+        let revived = if pending.failures > MAX_REVIVALS {
+            Err(error)
+        } else {
+            disk.revive(pending.failures, &error)
+        };
+        match revived {
+            Ok(outbox) => writer = Writer { outbox, disk, clock, settings, levels, pending },
+            Err(error) => {
+                pending.refuse_all(&mut requests, &error);
+                return Err(error);
+            }
+        }
+    }
 }
 
-struct Writer<S> {
+/// Revivals without a commit in between; then the process ends.
+pub const MAX_REVIVALS: u32 = 3;
+
+struct Writer<'a, S, D> {
     outbox: Outbox<S>,
+    disk: &'a mut D,
     clock: Clock,
     settings: Settings,
     levels: watch::Sender<Levels>,
+    pending: Pending,
+}
+
+/// What outlives a failed outbox.
+#[derive(Default)]
+struct Pending {
     waiting: VecDeque<Append>,
     /// Events in `waiting`.
     events: usize,
     removals: BTreeSet<(Lane, Position)>,
+    /// Found while reading; set aside with the next commit.
+    damaged: Vec<(Lane, Damage)>,
+    /// What a commit that failed would have accepted.
+    uncertain: Vec<(Append, Vec<Accepted>)>,
+    /// A page that could not be read.
+    page: Option<Request>,
     /// When the next commit is to be made; `None` while there is nothing to commit.
     due: Option<Instant>,
+    /// In a row.
+    failures: u32,
+    /// When to look for telemetry that is too old; `None`: with the next commit.
+    expire_at: Option<Instant>,
+    /// When to see whether there is room again; `None` while there is.
+    look_at: Option<Instant>,
 }
 
-impl<S: Store> Writer<S> {
+impl Pending {
+    fn refuse_all(self, requests: &mut mpsc::Receiver<Request>, error: &OutboxError) {
+        requests.close();
+        let queued = std::iter::from_fn(|| requests.try_recv().ok()).chain(self.page);
+        for request in queued {
+            match request {
+                Request::Append(append) => refuse(append.reply, error),
+                Request::Page { reply, .. } => refuse(reply, error),
+                Request::Remove(_) => {}
+            }
+        }
+        let uncertain = self.uncertain.into_iter().map(|(append, _)| append);
+        for append in self.waiting.into_iter().chain(uncertain) {
+            refuse(append.reply, error);
+        }
+    }
+}
+
+impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
+    /// Settles what the outbox before this one left open.
+    fn begin(&mut self) {
+        for (append, accepted) in std::mem::take(&mut self.pending.uncertain).into_iter().rev() {
+            if accepted.iter().all(|accepted| self.holds(accepted)) {
+                let _ = append.reply.send(Ok(accepted));
+            } else {
+                self.pending.events += append.events.len();
+                self.pending.waiting.push_front(append);
+            }
+        }
+        self.levels.send_replace(self.outbox.levels());
+        let something = !self.pending.waiting.is_empty() || !self.pending.removals.is_empty();
+        // What salvage has to tell is told at once.
+        if something || self.outbox.untold().is_some() {
+            self.due_in(Duration::ZERO);
+        }
+    }
+
+    fn holds(&self, accepted: &Accepted) -> bool {
+        let before = accepted.position.0.checked_sub(1).map(Position);
+        let limit = PageLimit { records: 1, bytes: 1 };
+        let page = self.outbox.page(accepted.lane, before, limit);
+        page.is_ok_and(|page| {
+            page.first().is_some_and(|record| {
+                record.position == accepted.position
+                    && record.sequence == accepted.sequence
+                    && record.event.id() == accepted.id
+            })
+        })
+    }
+
     async fn serve(
         &mut self,
-        mut requests: mpsc::Receiver<Request>,
+        requests: &mut mpsc::Receiver<Request>,
         mut stop: watch::Receiver<bool>,
     ) -> Result<(), OutboxError> {
         let mut open = true;
+        if let Some(page) = self.pending.page.take() {
+            self.take(page)?;
+        }
         loop {
             for _ in 0..QUEUED_REQUESTS {
                 match requests.try_recv() {
-                    Ok(request) if !self.is_full() => self.take(request),
+                    Ok(request) if !self.is_full() => self.take(request)?,
                     Ok(request) => {
                         // Rare: room is made first, then the request is taken.
-                        self.commit_or_close(&mut requests)?;
-                        self.take(request);
+                        self.commit_all()?;
+                        self.take(request)?;
                     }
                     Err(_) => break,
                 }
             }
-            if self.is_full() || self.due.is_some_and(|due| due <= self.clock.now()) {
-                self.commit_or_close(&mut requests)?;
+            if self.is_full() || self.next().is_some_and(|due| due <= self.clock.now()) {
+                self.commit_all()?;
                 continue;
             }
             if !open && requests.is_empty() {
-                return self.commit_or_close(&mut requests);
+                return self.commit_all();
             }
-            let due = self.due.map(tokio::time::Instant::from_std);
+            let due = self.next().map(tokio::time::Instant::from_std);
             tokio::select! {
                 request = requests.recv() => match request {
-                    Some(request) => self.take(request),
+                    Some(request) => self.take(request)?,
                     None => open = false,
                 },
                 () = sleep_until(due) => {}
@@ -250,121 +391,153 @@ impl<S: Store> Writer<S> {
     }
 
     fn is_full(&self) -> bool {
-        self.events >= MAX_COMMIT_EVENTS || self.removals.len() >= MAX_REMOVALS
+        self.pending.events >= MAX_COMMIT_EVENTS || self.pending.removals.len() >= MAX_REMOVALS
     }
 
-    fn take(&mut self, request: Request) {
+    /// # Errors
+    /// The store cannot be read: it is salvaged when it is opened next.
+    fn take(&mut self, request: Request) -> Result<(), OutboxError> {
         match request {
             Request::Append(append) => {
                 self.due_in(self.settings.coalesce[append.lane().index()]);
-                self.events += append.events.len();
-                self.waiting.push_back(append);
+                self.pending.events += append.events.len();
+                self.pending.waiting.push_back(append);
             }
             Request::Remove(records) => {
                 self.due_in(self.settings.removal_delay);
-                self.removals.extend(records);
+                self.pending.removals.extend(records);
             }
+            // A store that cannot be read is of no more use.
             Request::Page { lane, after, limit, reply } => {
-                // That nobody waits for the answer any more is no fault.
-                let _ = reply.send(self.page(lane, after, limit));
+                match self.page(lane, after, limit) {
+                    // That nobody waits for the answer any more is no fault.
+                    Ok(page) => drop(reply.send(Ok(page))),
+                    Err(error) => {
+                        self.pending.page = Some(Request::Page { lane, after, limit, reply });
+                        return Err(error);
+                    }
+                }
             }
         }
+        Ok(())
+    }
+
+    fn look_at_the_disk(&mut self) {
+        let (short, was) = (self.disk.is_short(), self.outbox.levels().short);
+        self.outbox.set_short(short);
+        // Told even if there is nothing to commit.
+        if short != was {
+            self.levels.send_replace(self.outbox.levels());
+        }
+        self.pending.look_at = short.then(|| self.clock.now() + LOOK_EVERY);
+    }
+
+    /// When something is to be done next without being asked.
+    fn next(&self) -> Option<Instant> {
+        let telemetry = self.outbox.depth()[Lane::Telemetry.index()] > 0;
+        let expire_at = self.pending.expire_at.filter(|_| telemetry);
+        self.pending.due.into_iter().chain(expire_at).chain(self.pending.look_at).min()
     }
 
     fn due_in(&mut self, wait: Duration) {
         let due = self.clock.now() + wait;
-        self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
+        self.pending.due = Some(self.pending.due.map_or(due, |earlier| earlier.min(due)));
     }
 
     fn page(
-        &self,
+        &mut self,
         lane: Lane,
         mut after: Option<Position>,
         limit: PageLimit,
     ) -> Result<Vec<Record>, OutboxError> {
         loop {
-            let mut page = self.outbox.page(lane, after, limit)?;
-            let Some(last) = page.last() else { return Ok(page) };
-            after = Some(last.position);
-            page.retain(|record| !self.removals.contains(&(lane, record.position)));
-            if !page.is_empty() {
-                return Ok(page);
-            }
-        }
-    }
-
-    /// Commits all that waits; after a failure everybody is told and nobody is served any more.
-    fn commit_or_close(
-        &mut self,
-        requests: &mut mpsc::Receiver<Request>,
-    ) -> Result<(), OutboxError> {
-        let result = self.commit_all();
-        if let Err(error) = &result {
-            requests.close();
-            while let Ok(request) = requests.try_recv() {
-                match request {
-                    Request::Append(append) => refuse(append.reply, error),
-                    Request::Page { reply, .. } => refuse(reply, error),
-                    Request::Remove(_) => {}
+            let Page { mut records, damaged } = self.outbox.read(lane, after, limit)?;
+            let last = records.last().map(|record| record.position);
+            let last = last.max(damaged.last().map(|damage| damage.position));
+            for damage in damaged {
+                // What does not fit is met again with the next page.
+                let known = self
+                    .pending
+                    .damaged
+                    .iter()
+                    .any(|(l, d)| (*l, d.position) == (lane, damage.position));
+                if !known && self.pending.damaged.len() < MAX_DAMAGED {
+                    tracing::error!(%lane, position = %damage.position, "a record is damaged and set aside: {}", damage.cause);
+                    self.pending.damaged.push((lane, damage));
+                    self.due_in(self.settings.removal_delay);
                 }
             }
-            for append in self.waiting.drain(..) {
-                refuse(append.reply, error);
+            if last.is_none() {
+                return Ok(records);
+            }
+            after = last;
+            records.retain(|record| !self.pending.removals.contains(&(lane, record.position)));
+            if !records.is_empty() {
+                return Ok(records);
             }
         }
-        result
     }
 
+    /// Commits all that waits.
     fn commit_all(&mut self) -> Result<(), OutboxError> {
         // An alert goes with the first of several commits; within a lane the order stays.
-        self.waiting.make_contiguous().sort_by_key(Append::lane);
-        while !self.waiting.is_empty() || !self.removals.is_empty() {
+        self.pending.waiting.make_contiguous().sort_by_key(Append::lane);
+        self.commit_group()?;
+        while !self.pending.waiting.is_empty() || !self.pending.removals.is_empty() {
             self.commit_group()?;
         }
-        self.events = 0;
-        self.due = None;
+        self.pending.events = 0;
+        self.pending.due = None;
         Ok(())
     }
 
     /// One commit: all removals and as many of the waiting events as fit.
     fn commit_group(&mut self) -> Result<(), OutboxError> {
+        self.look_at_the_disk();
         let mut group = self.outbox.begin(self.clock.wall())?;
-        for record in std::mem::take(&mut self.removals) {
-            match group.remove(&[record]) {
-                Err(error @ OutboxError::Damaged { .. }) => {
-                    tracing::warn!(%error, "a record cannot be removed");
+        for (lane, damage) in &self.pending.damaged {
+            group.set_aside(*lane, damage)?;
+        }
+        for record in &self.pending.removals {
+            match group.remove(&[*record]) {
+                Err(OutboxError::Damaged { lane, position, cause }) => {
+                    group.set_aside(lane, &Damage { position, cause })?;
                 }
                 result => result?,
             }
         }
-        let mut answers: Vec<(Range<usize>, Reply<Vec<Accepted>>)> = Vec::new();
-        while let Some(append) = self.waiting.pop_front() {
+        let now = self.clock.now();
+        if self.pending.expire_at.is_none_or(|at| at <= now) {
+            let pause = if group.expire()? { EXPIRE_EVERY } else { Duration::ZERO };
+            self.pending.expire_at = Some(now + pause);
+        }
+        let mut answers: Vec<(Append, Range<usize>)> = Vec::new();
+        while let Some(append) = self.pending.waiting.pop_front() {
             match group.append(&append.events) {
-                Ok(places) => answers.push((places, append.reply)),
+                Ok(places) => answers.push((append, places)),
                 Err(OutboxError::GroupFull) => {
-                    self.waiting.push_front(append);
+                    self.pending.waiting.push_front(append);
                     break;
                 }
                 Err(error) => refuse(append.reply, &error),
             }
         }
-        match group.commit() {
-            Ok(accepted) => {
-                // Levels first, so that whoever is told `accepted` finds its event counted.
-                self.levels.send_replace(self.outbox.levels());
-                for (places, reply) in answers {
-                    let own = accepted.get(places).unwrap_or_default().to_vec();
-                    let _ = reply.send(Ok(own));
-                }
-                Ok(())
-            }
-            Err(error) => {
-                for (_, reply) in answers {
-                    refuse(reply, &error);
-                }
-                Err(error)
-            }
+        let staged = group.staged().to_vec();
+        let own = |places: Range<usize>| staged.get(places).unwrap_or_default().to_vec();
+        let answers = answers.into_iter().map(|(append, places)| (append, own(places)));
+        if let Err(error) = group.commit() {
+            self.pending.uncertain = answers.collect();
+            return Err(error);
         }
+        self.pending.damaged.clear();
+        self.pending.removals.clear();
+        self.pending.failures = 0;
+        // Levels first, so that whoever is told `accepted` finds its event counted.
+        self.levels.send_replace(self.outbox.levels());
+        for (append, accepted) in answers {
+            let _ = append.reply.send(Ok(accepted));
+        }
+        Ok(())
     }
 }
 

@@ -22,29 +22,38 @@
 //! # Layout
 //! ```text
 //! PATH/lock     held while open; a second process is told so
+//! PATH/marks    a second copy of state and counters (super::marks)
 //! PATH/sled/    sled's own files: conf, db, snap.*, blobs/ (empty)
 //! ```
-//! sled has a directory of its own, so that it can be set aside or replaced as a whole.
+//! sled has a directory of its own, so that it can be set aside or replaced as a whole, which
+//! [`outbox_open`](super::outbox_open) does with a damaged one.
 //!
-//! Blocking: `commit` waits for the device. Absent: a time limit on that wait, a quota, the
-//! salvage of a damaged store.
+//! Blocking: `commit` waits for the device. Absent: a time limit on that wait.
 
+use std::cell::Cell;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
+use super::marks::Marks;
 use super::sys;
 use crate::outbox::{Batch, Pair, Store, StoreError};
 
 /// Bytes of a segment of sled's log. Fixed for the life of a store.
-const SEGMENT_BYTES: usize = 512 * 1024;
+pub(super) const SEGMENT_BYTES: usize = 512 * 1024;
 /// sled's page cache; its own default is 1 GiB.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 /// How often sled's own thread looks for segments to reuse, and syncs: commits do not wait for it,
 /// without it the file only grows, and each time a drive is asked to flush. With 500, 2,000 and
 /// 5,000 a drained backlog left the same file.
 const CLEAN_EVERY_MS: u64 = 2000;
+
+/// How often and with what pauses sled is asked again while its threads still hold the file.
+const LOCK_ATTEMPTS: u32 = 50;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// The key that the self-check writes: sorts before all keys of the outbox.
 const CHECK_KEY: &[u8] = &[0];
@@ -61,6 +70,8 @@ pub enum OpenError {
         path: String,
         /// The system's answer.
         cause: String,
+        /// Its kind.
+        kind: io::ErrorKind,
     },
     /// The directory above it is missing; the operator mounts the disk or makes it.
     #[error(
@@ -92,26 +103,79 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// Whether the operator must mend something before the outbox can be opened, be it damaged or
+    /// not: rights, a read-only or full disk, another process, a build without syncs.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::File { kind, .. } => is_refusal(*kind),
+            Self::NoParent { .. } | Self::InUse { .. } | Self::NotDurable { .. } => true,
+            Self::Engine { .. } => false,
+        }
+    }
+}
+
+/// What the system answers where it will not write, whatever the state of the files.
+fn is_refusal(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    is_full(kind) || matches!(kind, PermissionDenied | ReadOnlyFilesystem)
+}
+
+/// What it answers where there is no room.
+pub(super) fn is_full(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(kind, FileTooLarge | QuotaExceeded | StorageFull)
+}
+
+/// The outbox's directory, locked against other processes. Cheap to clone; the last one unlocks.
+#[derive(Debug, Clone)]
+pub(super) struct Locked {
+    pub(super) path: PathBuf,
+    _lock: Arc<File>,
+}
+
+impl Locked {
+    /// Makes the directory if it is missing (its parent must be there) and locks it.
+    pub(super) fn new(path: &Path) -> Result<Self, OpenError> {
+        make_directory(path)?;
+        Ok(Self { path: path.to_owned(), _lock: Arc::new(lock(path)?) })
+    }
+}
+
 /// A store on disk; see the [module](self).
 #[derive(Debug)]
 pub struct SledStore {
     // Dropped in this order: sled flushes and closes before the lock is given up.
     db: sled::Db,
     path: PathBuf,
-    _lock: File,
+    marks: Option<Marks>,
+    /// Set by a write that failed for want of room.
+    full: Cell<Option<io::ErrorKind>>,
+    _locked: Locked,
 }
 
 impl SledStore {
     /// Opens the store in the directory `path`, made if it is missing (its parent must be there).
     ///
-    /// Blocks for as long as recovery takes. A panic within sled becomes an error.
+    /// Blocks for as long as recovery takes. A panic within sled becomes an error. A damaged store
+    /// is an error: [`outbox_open::open`](super::outbox_open::open) opens those as well.
     ///
     /// # Errors
     /// See [`OpenError`].
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let directory = path.join("sled");
-        make_directory(path)?;
-        let lock = lock(path)?;
+        let locked = Locked::new(path)?;
+        let marks = Marks::open(&path.join("marks")).ok().map(|(marks, _)| marks);
+        Self::open_in(&locked, "sled", marks)
+    }
+
+    /// Opens the store in the directory `name` of a locked outbox.
+    pub(super) fn open_in(
+        locked: &Locked,
+        name: &str,
+        marks: Option<Marks>,
+    ) -> Result<Self, OpenError> {
+        let root = &locked.path;
+        let directory = root.join(name);
         make_directory(&directory)?;
         clear_leftovers(&directory)?;
         let database = directory.join("db");
@@ -119,12 +183,13 @@ impl SledStore {
             sync_file(&database)?;
         }
         let db = open_sled(&directory)?;
-        let mut store = Self { db, path: directory.clone(), _lock: lock };
+        let (path, full) = (directory.clone(), Cell::new(None));
+        let mut store = Self { db, path, marks, full, _locked: locked.clone() };
         sync_file(&directory.join("conf"))?;
         sync_directory(&directory)?;
-        sync_directory(path)?;
+        sync_directory(root)?;
         // The parent holds the entry of the outbox itself; "" is the working directory.
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = root.parent().filter(|parent| !parent.as_os_str().is_empty());
         sync_directory(parent.unwrap_or(Path::new(".")))?;
         store.prove_durability(sys::real_syncs)?;
         Ok(store)
@@ -147,7 +212,13 @@ impl SledStore {
         let mut batch = Batch::default();
         batch.put(CHECK_KEY.to_vec(), last.wrapping_add(1).to_be_bytes().to_vec());
         let before = real_syncs();
-        self.commit(&batch).map_err(engine)?;
+        self.commit(&batch).map_err(|StoreError(cause)| match self.full.take() {
+            Some(kind) => {
+                let path = self.path.display().to_string();
+                OpenError::File { action: "write", path, cause, kind }
+            }
+            None => OpenError::Engine { cause },
+        })?;
         if real_syncs() == before {
             return Err(OpenError::NotDurable { path: self.path.display().to_string() });
         }
@@ -165,7 +236,13 @@ impl SledStore {
         call: impl FnOnce(&sled::Db) -> Result<T, sled::Error>,
     ) -> Result<T, StoreError> {
         match panic::catch_unwind(AssertUnwindSafe(|| call(&self.db))) {
-            Ok(result) => result.map_err(|e| self.error(action, &e.to_string())),
+            Ok(result) => result.map_err(|e| {
+                match &e {
+                    sled::Error::Io(io) if is_full(io.kind()) => self.full.set(Some(io.kind())),
+                    _ => {}
+                }
+                self.error(action, &e.to_string())
+            }),
             Err(panic) => Err(self.error(action, &panic_text(&*panic))),
         }
     }
@@ -183,7 +260,11 @@ impl Store for SledStore {
         self.guarded("write outbox in", |db| {
             db.apply_batch(changes)?;
             db.flush().map(drop)
-        })
+        })?;
+        if let Some(marks) = &mut self.marks {
+            marks.follow(batch);
+        }
+        Ok(())
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
@@ -201,6 +282,13 @@ impl Store for SledStore {
     }
 }
 
+impl Drop for SledStore {
+    fn drop(&mut self) {
+        // Whatever the answer: the copy is of use without its sync as well.
+        let _ = self.marks.as_ref().map(Marks::sync);
+    }
+}
+
 fn open_sled(directory: &Path) -> Result<sled::Db, OpenError> {
     let config = sled::Config::new()
         .path(directory)
@@ -208,22 +296,35 @@ fn open_sled(directory: &Path) -> Result<sled::Db, OpenError> {
         .segment_size(SEGMENT_BYTES)
         .cache_capacity(CACHE_BYTES)
         .flush_every_ms(Some(CLEAN_EVERY_MS));
-    let cause = match panic::catch_unwind(AssertUnwindSafe(|| config.open())) {
-        Ok(Ok(db)) => return Ok(db),
-        Ok(Err(error)) => error.to_string(),
-        Err(panic) => panic_text(&*panic),
+    let mut attempts = 0;
+    let cause = loop {
+        attempts += 1;
+        match panic::catch_unwind(AssertUnwindSafe(|| config.open())) {
+            Ok(Ok(db)) => return Ok(db),
+            Ok(Err(sled::Error::Io(error))) if is_refusal(error.kind()) => {
+                return Err(file_error("write", directory, &error));
+            }
+            // sled's threads may hold on to its file for a moment after it was closed.
+            Ok(Err(sled::Error::Io(error)))
+                if error.to_string().contains("acquire lock") && attempts < LOCK_ATTEMPTS =>
+            {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Ok(Err(error)) => break error.to_string(),
+            Err(panic) => break panic_text(&*panic),
+        }
     };
     Err(OpenError::Engine { cause: format!("sled cannot read {}: {cause}", directory.display()) })
 }
 
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     format!("panic: {}", text.unwrap_or("of unknown kind"))
 }
 
 /// Makes the last component only: a missing parent is more likely a disk that is not mounted.
-fn make_directory(path: &Path) -> Result<(), OpenError> {
+pub(super) fn make_directory(path: &Path) -> Result<(), OpenError> {
     match fs::create_dir(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -271,14 +372,19 @@ fn sync_file(path: &Path) -> Result<(), OpenError> {
     file.and_then(|file| file.sync_all()).map_err(|e| file_error("sync", path, &e))
 }
 
-fn sync_directory(path: &Path) -> Result<(), OpenError> {
+pub(super) fn sync_directory(path: &Path) -> Result<(), OpenError> {
     File::open(path)
         .and_then(|directory| directory.sync_all())
         .map_err(|e| file_error("sync", path, &e))
 }
 
-fn file_error(action: &'static str, path: &Path, error: &io::Error) -> OpenError {
-    OpenError::File { action, path: path.display().to_string(), cause: error.to_string() }
+pub(super) fn file_error(action: &'static str, path: &Path, error: &io::Error) -> OpenError {
+    OpenError::File {
+        action,
+        path: path.display().to_string(),
+        cause: error.to_string(),
+        kind: error.kind(),
+    }
 }
 
 #[cfg(test)]

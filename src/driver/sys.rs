@@ -9,10 +9,16 @@
 //!   (`docs/adr/0002`).
 //! - Whether anything disciplines the wall clock.
 //! - A bound on what a TCP socket takes and has not sent.
+//! - How much room there is on a disk.
 
 #![allow(unsafe_code, reason = "the C library is called here and nowhere else")]
 
-use std::ffi::c_int;
+use std::ffi::{CString, c_int};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::clock::ClockState;
@@ -46,6 +52,37 @@ pub extern "C" fn sync_file_range(fd: c_int, _offset: i64, _bytes: i64, _flags: 
         if std::io::Error::last_os_error().kind() != std::io::ErrorKind::Interrupted {
             return result;
         }
+    }
+}
+
+/// Bytes that an unprivileged process may still write to the file system of `path`.
+///
+/// # Errors
+/// The system's answer.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: `statvfs` is plain numbers, for which zero is a value; the path ends with a zero.
+    let (result, stat) = unsafe {
+        let mut stat: libc::statvfs = std::mem::zeroed();
+        (libc::statvfs(path.as_ptr(), &raw mut stat), stat)
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    #[allow(clippy::useless_conversion, reason = "the widths differ between targets")]
+    Ok(u64::from(stat.f_bavail).saturating_mul(u64::from(stat.f_frsize)))
+}
+
+/// Gives a file `bytes` of blocks of its own, so that a full disk cannot take them any more.
+///
+/// # Errors
+/// There is no room, or the file system cannot do it.
+pub fn allocate(file: &File, bytes: u64) -> io::Result<()> {
+    let bytes = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
+    // SAFETY: takes no pointer; the descriptor is open as long as `file` is borrowed.
+    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
     }
 }
 
@@ -87,7 +124,6 @@ pub fn limit_unsent(socket: std::os::fd::BorrowedFd<'_>, bytes: u32) -> std::io:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsRawFd;
 
     #[test]
     fn a_sync_is_counted_and_a_failed_one_is_not() {

@@ -7,7 +7,7 @@ use chrono::DateTime;
 use cloudevents::{EventBuilder, EventBuilderV10};
 use serde_json::{Value, json};
 
-use super::{Event, EventError, Lane};
+use super::{Event, EventError, Lane, Losses};
 use crate::clock::{Rng, WallTime};
 
 /// Something that happened on the device.
@@ -47,6 +47,42 @@ pub enum Occurrence {
     FaultCleared {
         /// Which part.
         part: String,
+    },
+    /// The outbox found itself damaged; this is what could not be recovered.
+    EventsLost {
+        /// What was wrong, in one line.
+        cause: String,
+        /// Records that were recovered.
+        recovered: u64,
+        /// What was not.
+        losses: Losses,
+    },
+    /// Stored events gave way to others.
+    EventsEvicted {
+        /// For want of what, in one line.
+        cause: String,
+        /// Which.
+        losses: Losses,
+    },
+    /// Stored events became too old to be of use.
+    EventsExpired {
+        /// How old, in one line.
+        cause: String,
+        /// Which.
+        losses: Losses,
+    },
+    /// An event was set aside since it cannot be delivered.
+    EventDeadlettered {
+        /// Its `id`.
+        id: String,
+        /// Its `source`.
+        source: String,
+        /// Its lane.
+        lane: Lane,
+        /// Its sequence.
+        sequence: u64,
+        /// Why, in one line.
+        cause: String,
     },
 }
 
@@ -102,7 +138,34 @@ impl Occurrence {
                 subject: Some(part.clone()),
                 data: json!({ "part": part }),
             },
+            Self::EventsLost { cause, recovered, losses } => {
+                let mut data = losses.describe(cause);
+                data["recovered"] = (*recovered).into();
+                Description::of_outbox("outbox.events.lost", "ERROR", data)
+            }
+            Self::EventsEvicted { cause, losses } => {
+                Description::of_outbox("outbox.events.evicted", "WARN", losses.describe(cause))
+            }
+            Self::EventsExpired { cause, losses } => {
+                Description::of_outbox("outbox.events.expired", "INFO", losses.describe(cause))
+            }
+            Self::EventDeadlettered { id, source, lane, sequence, cause } => {
+                let data = json!({
+                    "id": id,
+                    "source": source,
+                    "lane": lane.as_str(),
+                    "sequence": sequence,
+                    "cause": cause,
+                });
+                Description::of_outbox("outbox.events.deadlettered", "ERROR", data)
+            }
         }
+    }
+}
+
+impl Description {
+    fn of_outbox(suffix: &'static str, severity: &'static str, data: Value) -> Self {
+        Self { suffix, lane: Lane::Status, severity, subject: None, data }
     }
 }
 
@@ -176,6 +239,16 @@ mod tests {
             Occurrence::SessionStopped { reason: text() },
             Occurrence::FaultRaised { part: text(), problem: text() },
             Occurrence::FaultCleared { part: text() },
+            Occurrence::EventsLost { cause: text(), recovered: 1, losses: Losses::default() },
+            Occurrence::EventsEvicted { cause: text(), losses: Losses::default() },
+            Occurrence::EventsExpired { cause: text(), losses: Losses::default() },
+            Occurrence::EventDeadlettered {
+                id: text(),
+                source: text(),
+                lane: Lane::Alert,
+                sequence: 1,
+                cause: text(),
+            },
         ]
     }
 

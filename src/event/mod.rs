@@ -15,12 +15,14 @@ pub mod catalogue;
 mod envelope;
 pub mod json;
 mod lane;
+mod losses;
 pub mod mqtt;
 mod rules;
 mod sdk;
 
 pub use envelope::{Data, Event, Value};
 pub use lane::{Lane, UnknownLane};
+pub use losses::{Losses, MAX_RANGES, SequenceRange};
 pub use rules::EventError;
 
 /// The largest event in structured JSON that is taken, in bytes: what CloudEvents 1.0.2

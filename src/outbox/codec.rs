@@ -133,6 +133,31 @@ pub fn decode_record(frame: &[u8]) -> Result<Record, CodecError> {
     })
 }
 
+/// How the body of every record begins: a map of seven, its first key.
+pub(super) const RECORD_BEGINS: &[u8] = b"\xa7\x64lane";
+
+/// How the body of every state begins, whatever was added to it later.
+pub(super) const STATE_BEGINS: &[u8] = b"\x6dnext_position";
+
+/// Lane and position from the beginning of a record's frame, before its checksum is known to hold.
+pub(super) fn peek_place(frame: &[u8]) -> Option<(Lane, Position)> {
+    let rest = frame.get(PREFIX_BYTES..)?.strip_prefix(RECORD_BEGINS)?;
+    let length = usize::from(rest.first()?.checked_sub(0x60).filter(|length| *length < 24)?);
+    let lane = Lane::from_str(std::str::from_utf8(rest.get(1..=length)?).ok()?).ok()?;
+    let rest = rest.get(1 + length..)?.strip_prefix(b"\x68position")?;
+    let (&head, rest) = rest.split_first()?;
+    let bytes = match head {
+        0..=23 => return Some((lane, Position(u64::from(head)))),
+        24 => 1,
+        25 => 2,
+        26 => 4,
+        27 => 8,
+        _ => return None,
+    };
+    let number = rest.get(..bytes)?.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+    Some((lane, Position(number)))
+}
+
 /// The frame of any small value.
 ///
 /// # Errors
@@ -160,6 +185,14 @@ pub(super) fn decode<T: DeserializeOwned>(frame: &[u8]) -> Result<T, CodecError>
     }
     // `from_slice` takes no bytes behind the value.
     serde_cbor::from_slice(body).map_err(|e| CodecError::Content(e.to_string()))
+}
+
+/// Reads a frame at the beginning of bytes that go on behind it; for values whose length is lost.
+pub(super) fn decode_beginning<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let body = bytes.get(PREFIX_BYTES..)?;
+    let mut reader = serde_cbor::Deserializer::from_slice(body);
+    serde::de::IgnoredAny::deserialize(&mut reader).ok()?;
+    decode(&bytes[..PREFIX_BYTES + reader.byte_offset()]).ok()
 }
 
 /// Over version and body. `frame` has at least a prefix.

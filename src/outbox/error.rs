@@ -70,6 +70,26 @@ pub enum OutboxError {
         /// What is wrong with it.
         cause: String,
     },
+    /// More urgent events fill the outbox. Nothing was changed; the caller tries later.
+    #[error(
+        "the outbox is full: of its {bytes} bytes no room is left for lane {lane}; what is stored must be delivered first"
+    )]
+    Full {
+        /// The lane that was asked for.
+        lane: Lane,
+        /// The limit.
+        bytes: u64,
+    },
+    /// The disk is full, and its last room is kept for what is urgent. Nothing was changed; the
+    /// caller tries later.
+    #[error("the disk is full: telemetry is refused until there is room again; free some")]
+    DiskFull,
+    /// An event of the outbox's own could not be made. Nothing was changed.
+    #[error("make an event of the outbox: {cause}")]
+    Report {
+        /// Why.
+        cause: String,
+    },
     /// A record or counter could not be encoded. Nothing was changed.
     #[error("encode outbox record: {0}")]
     Encode(CodecError),

@@ -36,23 +36,32 @@
 //! Depths are counters in the committed state, so that opening reads a few small values however
 //! long the backlog is.
 //!
+//! What is lost is told by events of the outbox's own, in the commit that loses it: records that
+//! give way to others or become too old ([`room`]), records that turn out to be damaged when they
+//! are read ([`Group::set_aside`]), and what a damaged store does not give back ([`salvage`]).
+//!
 //! `docs/outbox.md` draws the bytes and says how each claim is tested.
 //!
 //! # Deliberately absent
-//! No IO, no clock, no thread: the store is handed in ([`Store`]), so is the time. No quota, no
-//! expiry, no dead letters and no salvage of a damaged store: a record that cannot be read is an
-//! error that names it.
+//! No IO, no clock, no thread: the store is handed in ([`Store`]), so is the time. No dead letters.
 
 pub mod codec;
 mod error;
+mod group;
 pub mod keys;
 pub mod memory;
+mod page;
 mod queue;
+pub mod room;
+pub mod salvage;
 mod store;
 
 pub use error::OutboxError;
+pub use group::Group;
+pub use page::{Damage, Page};
 pub use queue::{
-    Accepted, Group, Levels, MAX_COMMIT_BYTES, MAX_COMMIT_EVENTS, MAX_SOURCE_BYTES, MAX_SOURCES,
-    Outbox, PageLimit, Position, Record, check_batch, sequence_text,
+    Accepted, Chronicle, Levels, MAX_COMMIT_BYTES, MAX_COMMIT_EVENTS, MAX_SOURCE_BYTES,
+    MAX_SOURCES, Outbox, PageLimit, Position, Record, Salvaged, check_batch, sequence_text,
 };
+pub use room::Limits;
 pub use store::{Batch, Pair, Store, StoreError};

@@ -1,17 +1,20 @@
-//! The queue itself: staging, committing, reading.
+//! The queue itself: opening and reading. [`Group`](super::Group) writes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::codec::{self, RecordFields};
+use super::codec;
 use super::error::OutboxError;
-use super::keys::{self, Joining};
-use super::store::{Batch, Store, StoreError};
-use crate::clock::WallTime;
-use crate::event::{Event, Lane, MAX_EVENT_BYTES, Value, json};
+use super::group::Group;
+use super::keys;
+use super::page::{Damage, Full, Page, PageBuilder};
+use super::room::Limits;
+use super::store::{Pair, Store};
+use crate::clock::{Rng, WallTime};
+use crate::event::catalogue::Maker;
+use crate::event::{Event, Lane, Losses, MAX_EVENT_BYTES, json};
 
 /// The most events in one commit. A commit is held in memory and in sled's log as a whole.
 pub const MAX_COMMIT_EVENTS: usize = 256;
@@ -84,6 +87,10 @@ pub struct Levels {
     pub records: [u64; 3],
     /// The position given last in each lane; the record may be removed already.
     pub tails: [Option<Position>; 3],
+    /// The disk is so full that telemetry is refused.
+    pub short: bool,
+    /// Telemetry that was refused for want of room since the outbox was opened.
+    pub refused: u64,
 }
 
 impl Levels {
@@ -96,21 +103,61 @@ impl Levels {
 /// What is committed besides records and counters. Index: [`Lane::index`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct State {
-    next_position: [u64; 3],
-    records: [u64; 3],
+pub(super) struct State {
+    pub(super) next_position: [u64; 3],
+    pub(super) records: [u64; 3],
     /// Bytes of frames: what a quota counts.
-    bytes: [u64; 3],
+    pub(super) bytes: [u64; 3],
+    /// No record stands before these: what is found there in a damaged store was removed.
+    #[serde(default)]
+    pub(super) heads: [u64; 3],
+    /// Grows by one with each commit: of two states the later one is known.
+    #[serde(default)]
+    pub(super) commits: u64,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { next_position: [1; 3], records: [0; 3], bytes: [0; 3], heads: [1; 3], commits: 0 }
+    }
+}
+
+/// Events of its own that the outbox writes beside what it tells of: in the same commit.
+#[derive(Debug, Clone)]
+pub struct Chronicle {
+    /// Makes them.
+    pub maker: Maker,
+    /// For their ids.
+    pub rng: Rng,
+}
+
+/// Losses that the next commit reports; kept in the store until then.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Salvaged {
+    /// What was wrong with the store.
+    pub cause: String,
+    /// Records that were recovered.
+    pub recovered: u64,
+    /// What was not.
+    pub losses: Losses,
 }
 
 /// The durable queue; see the [module](super).
 #[derive(Debug)]
 pub struct Outbox<S> {
-    store: S,
-    state: State,
+    pub(super) store: S,
+    pub(super) state: State,
     /// The last sequence of each source in each lane; 0 means none yet.
-    counters: BTreeMap<String, [u64; 3]>,
-    failed: Option<String>,
+    pub(super) counters: BTreeMap<String, [u64; 3]>,
+    pub(super) failed: Option<String>,
+    pub(super) chronicle: Option<Chronicle>,
+    /// What is still to be told.
+    pub(super) salvaged: Option<Salvaged>,
+    pub(super) limits: Option<Limits>,
+    /// Room is left to what is urgent.
+    short: bool,
+    refused: u64,
 }
 
 impl<S: Store> Outbox<S> {
@@ -119,14 +166,75 @@ impl<S: Store> Outbox<S> {
     /// # Errors
     /// The store cannot be read, or its state is damaged or contradicts its records.
     pub fn open(store: S) -> Result<Self, OutboxError> {
+        Self::open_checked(store, &BTreeMap::new())
+    }
+
+    /// As [`Self::open`], held against a copy of state and counters that was kept elsewhere: the
+    /// store may be ahead of its copy and never behind it.
+    ///
+    /// # Errors
+    /// As those of [`Self::open`].
+    pub fn open_checked(store: S, copy: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Self, OutboxError> {
         let state = match store.get(keys::STATE).map_err(OutboxError::Read)? {
             Some(frame) => codec::decode(&frame).map_err(damaged_state)?,
-            None => State { next_position: [1; 3], records: [0; 3], bytes: [0; 3] },
+            None => State::default(),
         };
+        let copied = copy.get(keys::STATE).and_then(|frame| codec::decode::<State>(frame).ok());
+        if let Some(behind) = copied.and_then(|copied| copied.commits.checked_sub(state.commits))
+            && behind > 0
+        {
+            return Err(OutboxError::StateDamaged {
+                cause: format!("its last {behind} commits are missing"),
+            });
+        }
         let counters = read_counters(&store)?;
-        let outbox = Self { store, state, counters, failed: None };
+        let salvaged = match store.get(keys::SALVAGED).map_err(OutboxError::Read)? {
+            Some(frame) => Some(codec::decode(&frame).map_err(damaged_state)?),
+            None => None,
+        };
+        let outbox = Self {
+            store,
+            state,
+            counters,
+            failed: None,
+            chronicle: None,
+            salvaged,
+            limits: None,
+            short: false,
+            refused: 0,
+        };
         outbox.check_positions()?;
         Ok(outbox)
+    }
+
+    /// Lets the outbox tell of losses by events of its own. Without it they are kept untold.
+    pub fn with_chronicle(mut self, chronicle: Chronicle) -> Self {
+        self.chronicle = Some(chronicle);
+        self
+    }
+
+    /// Bounds what is kept. Without it nothing is evicted and nothing expires.
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = Some(limits);
+        self
+    }
+
+    /// Says whether the disk is so full that its room must be left to alerts and status.
+    pub fn set_short(&mut self, short: bool) {
+        self.short = short;
+    }
+
+    pub(super) fn refuse(&mut self, events: usize) {
+        self.refused = self.refused.saturating_add(events as u64);
+    }
+
+    pub(super) fn is_short(&self) -> bool {
+        self.short
+    }
+
+    /// What salvage could not recover and is still to be told: the next commit does.
+    pub fn untold(&self) -> Option<&Salvaged> {
+        self.salvaged.as_ref()
     }
 
     /// Begins a group: whatever is added to it becomes durable with one sync.
@@ -137,16 +245,7 @@ impl<S: Store> Outbox<S> {
         if let Some(cause) = &self.failed {
             return Err(OutboxError::Failed { cause: cause.clone() });
         }
-        Ok(Group {
-            state: self.state,
-            outbox: self,
-            accepted_ms: now.unix_ms,
-            counters: BTreeMap::new(),
-            batch: Batch::default(),
-            accepted: Vec::new(),
-            removed: BTreeSet::new(),
-            bytes: 0,
-        })
+        Ok(Group::new(self, now))
     }
 
     /// Appends events, all or none, and returns once they are on stable storage.
@@ -177,7 +276,7 @@ impl<S: Store> Outbox<S> {
         group.commit().map(drop)
     }
 
-    /// The oldest records of a lane behind `after`, in their order.
+    /// The oldest records of a lane behind `after`, in their order, where all of them are sound.
     ///
     /// # Errors
     /// The store cannot be read, or a record among them is damaged; the error names it.
@@ -187,18 +286,36 @@ impl<S: Store> Outbox<S> {
         after: Option<Position>,
         limit: PageLimit,
     ) -> Result<Vec<Record>, OutboxError> {
+        let Page { records, damaged } = self.read(lane, after, limit)?;
+        match damaged.into_iter().next() {
+            None => Ok(records),
+            Some(Damage { position, cause }) => Err(OutboxError::Damaged { lane, position, cause }),
+        }
+    }
+
+    /// The oldest records of a lane behind `after`, in their order, and beside them those that are
+    /// damaged.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn read(
+        &self,
+        lane: Lane,
+        after: Option<Position>,
+        limit: PageLimit,
+    ) -> Result<Page, OutboxError> {
         let first = match after {
             None => Some(0),
             Some(Position(after)) => after.checked_add(1),
         };
-        let Some(first) = first.filter(|_| limit.records > 0) else { return Ok(Vec::new()) };
-        let mut page = PageBuilder { lane, limit, records: Vec::new(), bytes: 0, joining: None };
+        let Some(first) = first.filter(|_| limit.records > 0) else { return Ok(Page::default()) };
+        let mut page = PageBuilder::new(lane, limit);
         let (mut from, to) = (keys::part(lane, Position(first), 0), keys::lane_end(lane));
         loop {
             let pairs = self.store.range(&from, &to, READ_PAIRS).map_err(OutboxError::Read)?;
             for (key, value) in &pairs {
-                if page.add(key, value)? == Full::Yes {
-                    return Ok(page.records);
+                if page.add(key, value) == Full::Yes {
+                    return Ok(page.finish(false));
                 }
             }
             match pairs.last() {
@@ -206,10 +323,9 @@ impl<S: Store> Outbox<S> {
                     from.clone_from(key);
                     from.push(0);
                 }
-                _ => break,
+                _ => return Ok(page.finish(true)),
             }
         }
-        page.finish()
     }
 
     /// Records in each lane. Index: [`Lane::index`].
@@ -220,7 +336,12 @@ impl<S: Store> Outbox<S> {
     /// How much there is and how far it reaches, as of the last commit.
     pub fn levels(&self) -> Levels {
         let tail = |next: u64| (next > 1).then(|| Position(next - 1));
-        Levels { records: self.state.records, tails: self.state.next_position.map(tail) }
+        Levels {
+            records: self.state.records,
+            tails: self.state.next_position.map(tail),
+            short: self.short,
+            refused: self.refused,
+        }
     }
 
     /// Bytes of frames in each lane. Index: [`Lane::index`].
@@ -238,179 +359,39 @@ impl<S: Store> Outbox<S> {
         &mut self.store
     }
 
-    /// No record may stand at or behind a position that is still to be given.
+    /// No record may stand at or behind a position that is still to be given, and where records are
+    /// counted there is one.
     fn check_positions(&self) -> Result<(), OutboxError> {
         for lane in Lane::ALL {
-            let next = Position(self.state.next_position[lane.index()]);
-            let from = keys::part(lane, next, 0);
-            let behind = self.store.range(&from, &keys::lane_end(lane), 1);
-            if !behind.map_err(OutboxError::Read)?.is_empty() {
-                return Err(OutboxError::StateDamaged {
-                    cause: format!(
-                        "lane {lane} holds records at or behind its next position {next}"
-                    ),
-                });
+            let at = lane.index();
+            let next = Position(self.state.next_position[at]);
+            let damaged = |cause: String| Err(OutboxError::StateDamaged { cause });
+            if !self.first_pairs(lane, next, 1)?.is_empty() {
+                return damaged(format!(
+                    "lane {lane} holds records at or behind its next position {next}"
+                ));
+            }
+            let records = self.state.records[at];
+            if records > 0 && self.first_pairs(lane, Position(0), 1)?.is_empty() {
+                return damaged(format!("lane {lane} holds none of its {records} records"));
             }
         }
         Ok(())
     }
 
-    fn sequences(&self, source: &str) -> Option<[u64; 3]> {
-        self.counters.get(source).copied()
-    }
-}
-
-/// Work that becomes durable together. Dropping it forgets it.
-#[derive(Debug)]
-#[must_use = "nothing is accepted before `commit` has returned"]
-pub struct Group<'a, S> {
-    outbox: &'a mut Outbox<S>,
-    accepted_ms: u64,
-    state: State,
-    /// Counters that this group advances.
-    counters: BTreeMap<String, [u64; 3]>,
-    batch: Batch,
-    accepted: Vec<Accepted>,
-    removed: BTreeSet<(Lane, Position)>,
-    bytes: usize,
-}
-
-impl<S: Store> Group<'_, S> {
-    /// Stages events, all or none. Their places in what [`Self::commit`] returns come back.
-    ///
-    /// The extensions `lane` and `sequence` are set, also where the event brings its own.
-    ///
-    /// # Errors
-    /// An event or the batch is over a bound (the caller's fault), or the group is full
-    /// ([`OutboxError::GroupFull`]: commit it and try again). The group is as before.
-    pub fn append(&mut self, events: &[(Lane, Event)]) -> Result<Range<usize>, OutboxError> {
-        let added_bytes = check_batch(events)?;
-        let count = self.accepted.len() + events.len();
-        if count > MAX_COMMIT_EVENTS || self.bytes + added_bytes > MAX_COMMIT_BYTES {
-            return Err(OutboxError::GroupFull);
-        }
-        let (mut state, mut counters) = (self.state, BTreeMap::new());
-        let (mut parts, mut accepted) = (Vec::new(), Vec::with_capacity(events.len()));
-        for (lane, event) in events {
-            let sequence = self.next_sequence(&mut counters, *lane, event.source())?;
-            let at = lane.index();
-            let position = Position(state.next_position[at]);
-            let frame = encode(*lane, position, sequence, self.accepted_ms, event)?;
-            state.next_position[at] += 1;
-            state.records[at] += 1;
-            state.bytes[at] += frame.len() as u64;
-            let values = keys::split(&frame).ok_or_else(|| OutboxError::EventTooLarge {
-                id: event.id().to_owned(),
-                bytes: frame.len(),
-            })?;
-            for (part, value) in (0..=u8::MAX).zip(values) {
-                parts.push((keys::part(*lane, position, part), value));
-            }
-            accepted.push(Accepted { id: event.id().to_owned(), lane: *lane, sequence, position });
-        }
-        // From here on nothing can fail.
-        let places = self.accepted.len()..count;
-        self.state = state;
-        self.bytes += added_bytes;
-        self.counters.extend(counters);
-        self.accepted.append(&mut accepted);
-        for (key, value) in parts {
-            self.batch.put(key, value);
-        }
-        Ok(places)
-    }
-
-    /// Stages removals; records that are gone already are passed over.
-    ///
-    /// # Errors
-    /// The store cannot be read, or a record's first part is damaged. The group is as before.
-    pub fn remove(&mut self, records: &[(Lane, Position)]) -> Result<(), OutboxError> {
-        let mut found = Vec::new();
-        for &(lane, position) in records {
-            let key = keys::part(lane, position, 0);
-            let value = self.outbox.store.get(&key).map_err(OutboxError::Read)?;
-            let Some(value) = value else { continue };
-            let header = keys::header(&value).ok_or_else(|| OutboxError::Damaged {
-                lane,
-                position,
-                cause: "its first part has no header".to_owned(),
-            })?;
-            found.push((lane, position, header));
-        }
-        for (lane, position, (parts, length)) in found {
-            if !self.removed.insert((lane, position)) {
-                continue;
-            }
-            let at = lane.index();
-            self.state.records[at] = self.state.records[at].saturating_sub(1);
-            self.state.bytes[at] = self.state.bytes[at].saturating_sub(length as u64);
-            for part in 0..parts {
-                self.batch.delete(keys::part(lane, position, part));
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether there is nothing to commit.
-    pub fn is_empty(&self) -> bool {
-        self.batch.is_empty()
-    }
-
-    /// Makes the group durable, and only then says what was accepted, in the order of staging.
-    ///
-    /// # Errors
-    /// [`OutboxError::Failed`]: the outbox is of no more use; see there.
-    pub fn commit(mut self) -> Result<Vec<Accepted>, OutboxError> {
-        if self.batch.is_empty() {
-            return Ok(Vec::new());
-        }
-        for (source, sequences) in &self.counters {
-            let before = self.outbox.sequences(source).unwrap_or_default();
-            for lane in Lane::ALL {
-                let sequence = sequences[lane.index()];
-                if sequence != before[lane.index()] {
-                    let frame = codec::encode(&sequence).map_err(OutboxError::Encode)?;
-                    self.batch.put(keys::counter(lane, source), frame);
-                }
-            }
-        }
-        let state = codec::encode(&self.state).map_err(OutboxError::Encode)?;
-        self.batch.put(keys::STATE.to_vec(), state);
-        if let Err(StoreError(cause)) = self.outbox.store.commit(&self.batch) {
-            self.outbox.failed = Some(cause.clone());
-            return Err(OutboxError::Failed { cause });
-        }
-        self.outbox.state = self.state;
-        self.outbox.counters.append(&mut self.counters);
-        Ok(self.accepted)
-    }
-
-    /// Advances the counter of `source`, in `staged` only.
-    fn next_sequence(
+    /// The first pairs of a lane from a position on.
+    pub(super) fn first_pairs(
         &self,
-        staged: &mut BTreeMap<String, [u64; 3]>,
         lane: Lane,
-        source: &str,
-    ) -> Result<u64, OutboxError> {
-        let known = staged
-            .get(source)
-            .or_else(|| self.counters.get(source))
-            .copied()
-            .or_else(|| self.outbox.sequences(source));
-        let mut sequences = match known {
-            Some(sequences) => sequences,
-            None => {
-                let is_new = |other: &&String| self.outbox.sequences(other).is_none();
-                let new = self.counters.keys().chain(staged.keys()).filter(is_new).count();
-                if self.outbox.counters.len() + new >= MAX_SOURCES {
-                    return Err(OutboxError::TooManySources { source_name: source.to_owned() });
-                }
-                [0; 3]
-            }
-        };
-        sequences[lane.index()] += 1;
-        staged.insert(source.to_owned(), sequences);
-        Ok(sequences[lane.index()])
+        from: Position,
+        limit: usize,
+    ) -> Result<Vec<Pair>, OutboxError> {
+        let from = keys::part(lane, from, 0);
+        self.store.range(&from, &keys::lane_end(lane), limit).map_err(OutboxError::Read)
+    }
+
+    pub(super) fn sequences(&self, source: &str) -> Option<[u64; 3]> {
+        self.counters.get(source).copied()
     }
 }
 
@@ -438,25 +419,6 @@ pub fn check_batch(events: &[(Lane, Event)]) -> Result<usize, OutboxError> {
     Ok(total)
 }
 
-fn encode(
-    lane: Lane,
-    position: Position,
-    sequence: u64,
-    accepted_ms: u64,
-    event: &Event,
-) -> Result<Vec<u8>, OutboxError> {
-    let lane_value = Value::from(lane.as_str());
-    let sequence_value = Value::from(sequence_text(sequence));
-    let mut attributes: BTreeMap<&str, &Value> =
-        event.attributes().iter().map(|(name, value)| (name.as_str(), value)).collect();
-    attributes.insert("lane", &lane_value);
-    attributes.insert("sequence", &sequence_value);
-    let data = event.data();
-    let fields =
-        RecordFields { lane, position, sequence, accepted_ms, attributes: &attributes, data };
-    codec::encode_record(fields).map_err(OutboxError::Encode)
-}
-
 fn read_counters<S: Store>(store: &S) -> Result<BTreeMap<String, [u64; 3]>, OutboxError> {
     let mut counters = BTreeMap::<String, [u64; 3]>::new();
     let (from, to) = keys::counters();
@@ -473,69 +435,6 @@ fn read_counters<S: Store>(store: &S) -> Result<BTreeMap<String, [u64; 3]>, Outb
 
 fn damaged_state(error: codec::CodecError) -> OutboxError {
     OutboxError::StateDamaged { cause: error.to_string() }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Full {
-    Yes,
-    No,
-}
-
-/// Puts the parts of consecutive records together.
-struct PageBuilder {
-    lane: Lane,
-    limit: PageLimit,
-    records: Vec<Record>,
-    bytes: usize,
-    joining: Option<(Position, Joining)>,
-}
-
-impl PageBuilder {
-    fn add(&mut self, key: &[u8], value: &[u8]) -> Result<Full, OutboxError> {
-        let Some((position, part)) = keys::parse_part(key) else {
-            return Err(self.damaged(Position(0), "it has a foreign key"));
-        };
-        let joined = match self.joining.take() {
-            None if part == 0 => Joining::begin(value),
-            Some((begun, mut joining)) if begun == position => {
-                joining.push(part, value).then_some(joining)
-            }
-            Some((begun, _)) => return Err(self.damaged(begun, "a part is missing")),
-            None => None,
-        };
-        let Some(joining) = joined else {
-            return Err(self.damaged(position, "its parts do not belong together"));
-        };
-        if !joining.is_complete() {
-            self.joining = Some((position, joining));
-            return Ok(Full::No);
-        }
-        let Some(frame) = joining.finish() else {
-            return Err(self.damaged(position, "its length is wrong"));
-        };
-        if !self.records.is_empty() && self.bytes + frame.len() > self.limit.bytes {
-            return Ok(Full::Yes);
-        }
-        let record =
-            codec::decode_record(&frame).map_err(|e| self.damaged(position, &e.to_string()))?;
-        if (record.lane, record.position) != (self.lane, position) {
-            return Err(self.damaged(position, "it is the record of another place"));
-        }
-        self.bytes += frame.len();
-        self.records.push(record);
-        Ok(if self.records.len() < self.limit.records { Full::No } else { Full::Yes })
-    }
-
-    fn finish(self) -> Result<Vec<Record>, OutboxError> {
-        match self.joining {
-            None => Ok(self.records),
-            Some((begun, _)) => Err(self.damaged(begun, "a part is missing")),
-        }
-    }
-
-    fn damaged(&self, position: Position, cause: &str) -> OutboxError {
-        OutboxError::Damaged { lane: self.lane, position, cause: cause.to_owned() }
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 use super::*;
 use crate::clock::ClockState;
+use crate::outbox::Batch;
 use crate::outbox::memory::{Fault, FaultyStore, MemoryStore};
 
 const NOW: WallTime = WallTime { unix_ms: 1_795_000_000_000, state: ClockState::Synced };

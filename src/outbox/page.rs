@@ -1,0 +1,120 @@
+//! Reading: puts the parts of consecutive records together, and passes over what is damaged.
+
+use super::codec;
+use super::keys::{self, Joining};
+use super::queue::{PageLimit, Position, Record};
+use crate::event::Lane;
+
+/// A record that cannot be read: its bytes are not the ones that were written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// Where it stands in its lane.
+    pub position: Position,
+    /// What is wrong with it.
+    pub cause: String,
+}
+
+/// What [`Outbox::read`](super::Outbox::read) found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The sound records, oldest first.
+    pub records: Vec<Record>,
+    /// Those between them that cannot be read; bounded as the records are.
+    pub damaged: Vec<Damage>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Full {
+    Yes,
+    No,
+}
+
+/// Takes the pairs of a lane in their order.
+pub(super) struct PageBuilder {
+    lane: Lane,
+    limit: PageLimit,
+    page: Page,
+    bytes: usize,
+    /// The record whose parts are being read: `None` inside once it is known to be damaged.
+    current: Option<(Position, Option<Joining>)>,
+}
+
+impl PageBuilder {
+    pub(super) fn new(lane: Lane, limit: PageLimit) -> Self {
+        Self { lane, limit, page: Page::default(), bytes: 0, current: None }
+    }
+
+    pub(super) fn add(&mut self, key: &[u8], value: &[u8]) -> Full {
+        // A key of another form is none of ours: the keys are sled's own, behind its checksums.
+        let Some((position, part)) = keys::parse_part(key) else { return Full::No };
+        match self.current.take() {
+            Some((current, joining)) if current == position => {
+                // Of a damaged record the remaining parts are passed over.
+                let Some(mut joining) = joining else {
+                    self.current = Some((position, None));
+                    return Full::No;
+                };
+                if !joining.push(part, value) {
+                    self.damaged(position, "its parts do not belong together");
+                    return Full::No;
+                }
+                return self.advance(position, joining);
+            }
+            Some((earlier, Some(_))) => {
+                self.damaged(earlier, "a part is missing");
+                self.current = None;
+            }
+            _ => {}
+        }
+        if self.is_full() {
+            return Full::Yes;
+        }
+        match (part == 0).then(|| Joining::begin(value)).flatten() {
+            Some(joining) => self.advance(position, joining),
+            None => {
+                self.damaged(position, "its first part is missing or has no header");
+                Full::No
+            }
+        }
+    }
+
+    fn advance(&mut self, position: Position, joining: Joining) -> Full {
+        if !joining.is_complete() {
+            self.current = Some((position, Some(joining)));
+            return Full::No;
+        }
+        let Some(frame) = joining.finish() else {
+            self.damaged(position, "its length is wrong");
+            return Full::No;
+        };
+        if !self.page.records.is_empty() && self.bytes + frame.len() > self.limit.bytes {
+            return Full::Yes;
+        }
+        match codec::decode_record(&frame) {
+            Ok(record) if (record.lane, record.position) == (self.lane, position) => {
+                self.bytes += frame.len();
+                self.page.records.push(record);
+                self.current = Some((position, None));
+            }
+            Ok(_) => self.damaged(position, "it is the record of another place"),
+            Err(error) => self.damaged(position, &error.to_string()),
+        }
+        if self.is_full() { Full::Yes } else { Full::No }
+    }
+
+    fn is_full(&self) -> bool {
+        self.page.records.len() + self.page.damaged.len() >= self.limit.records
+    }
+
+    fn damaged(&mut self, position: Position, cause: &str) {
+        self.page.damaged.push(Damage { position, cause: cause.to_owned() });
+        self.current = Some((position, None));
+    }
+
+    pub(super) fn finish(mut self, is_end: bool) -> Page {
+        if let (true, Some((begun, Some(_)))) = (is_end, self.current.take()) {
+            self.damaged(begun, "a part is missing");
+        }
+        self.page
+    }
+}
