@@ -71,8 +71,12 @@ impl Model {
         &self.inventory
     }
 
-    /// Log probabilities of a window of [`WINDOW_SAMPLES`], a frame after the other.
-    pub(super) fn log_probs(&self, window: Vec<f32>) -> Result<Vec<f32>, VoiceError> {
+    /// Log probabilities of a window, 3 s of 16 kHz mono: a frame of 20 ms after the other, in each
+    /// one value for every token of the vocabulary, then the word boundary's and the blank's.
+    ///
+    /// # Errors
+    /// [`VoiceError::Weights`]: the model failed on it, which one that loaded does not do.
+    pub fn log_probs(&self, window: Vec<f32>) -> Result<Vec<f32>, VoiceError> {
         let weights = |error: &dyn std::fmt::Display| VoiceError::Weights(error.to_string());
         let samples = NdTensor::from_data([1, window.len()], window);
         let inputs = vec![(self.input, samples.into())];
