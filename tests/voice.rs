@@ -65,6 +65,51 @@ fn noise(samples: usize, amplitude: f32) -> Vec<f32> {
 }
 
 #[test]
+fn model_hears_what_the_engine_of_its_package_hears() {
+    // A line a frame, written by scripts/voice/compare-engine: most probable token, log probability.
+    let expected: Vec<(usize, f32)> = include_str!("voice-engine.txt")
+        .lines()
+        .map(|line| line.split_once(' ').unwrap())
+        .map(|(token, log_prob)| (token.parse().unwrap(), log_prob.parse().unwrap()))
+        .collect();
+    let mut heard = Vec::new();
+    for window in demo().chunks(48_000) {
+        let mut window = window.to_vec();
+        window.resize(48_000, 0.0);
+        let log_probs = MODEL.log_probs(window).unwrap();
+        for frame in log_probs.chunks(log_probs.len() / 151) {
+            let best = frame.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
+            heard.push(best.unwrap());
+        }
+    }
+    assert_eq!(heard.len(), expected.len());
+    for (number, (heard, expected)) in heard.iter().zip(&expected).enumerate() {
+        assert_eq!(heard.0, expected.0, "frame {number}");
+        assert!((heard.1 - expected.1).abs() < 0.02, "frame {number}: {heard:?} {expected:?}");
+    }
+}
+
+#[test]
+fn scores_over_time_reach_the_detection_and_do_not_change_it() {
+    let mut detector = detector(&Settings::default());
+    detector.keep_scores();
+    let (mut points, mut detections) = (Vec::new(), Vec::new());
+    for piece in demo().chunks(1_600) {
+        detections.extend(detector.push(piece).unwrap());
+        points.extend(detector.take_scores());
+    }
+    detections.extend(detector.finish().unwrap());
+    assert_eq!(detections, detect_whole(&Settings::default(), &demo()));
+    let cry = &detections[0];
+    let near = |at: Duration| at.abs_diff(cry.at) <= Duration::from_millis(200);
+    let best = points.iter().filter(|p| p.phrase == cry.phrase && near(p.at));
+    let best = best.map(|point| point.score).fold(0.0, f32::max);
+    assert!((best - cry.score).abs() < 0.15, "{best} {cry:?}");
+    let of_one: Vec<_> = points.iter().filter(|p| p.phrase == "help").map(|p| p.at).collect();
+    assert!(of_one.windows(2).all(|pair| pair[0] < pair[1]), "in the order of time, none twice");
+}
+
+#[test]
 fn cry_in_the_demo_is_detected_once_and_the_harmless_talk_is_not() {
     let detections = detect_whole(&Settings::default(), &demo());
     let [cry] = detections.as_slice() else { panic!("one detection: {detections:?}") };

@@ -137,7 +137,7 @@ pub struct Ingest {
 }
 
 /// The phrases that need no phonemes.
-pub const BUILT_IN_KEYPHRASES: [&str; 3] = ["help", "help me", "hilfe"];
+pub const BUILT_IN_KEYPHRASES: [&str; 4] = ["help", "help me", "hilfe", "zu hilfe"];
 
 /// All that is wrong with a configuration, a line each.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,7 +21,7 @@ fn an_empty_file_gives_the_defaults() {
     let config = config("");
     assert_eq!(config.device.id, None);
     assert_eq!(config.audio, AudioInput::Device("default".into()));
-    assert_eq!(config.voice.keyphrases.len(), 3);
+    assert_eq!(config.voice.keyphrases.len(), 4);
     assert_eq!(config.uplink.window, 32);
     assert_eq!(config.ingest.socket, Some("/run/hark/ingest.sock".into()));
 }

@@ -11,7 +11,7 @@ const LOCAL_DIRECTORY: &str = "models";
 /// Names a directory to search before the usual ones.
 const VARIABLE: &str = "HARK_MODELS";
 
-const WEIGHTS_FILE: &str = "asr_waveform_fp16.onnx";
+const WEIGHTS_FILE: &str = "asr_waveform.onnx";
 const VOCABULARY_FILE: &str = "g2p_vocab.json";
 
 /// Why there is no model.

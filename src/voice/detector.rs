@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::decision::Decision;
 use super::gate::Gate;
 use super::lattice::{self, Fit, Frames, Pattern};
 use super::model::{FRAME_SAMPLES, Model, WINDOW_FRAMES};
@@ -26,8 +27,6 @@ const MIN_GAIN_DB: f32 = -12.0;
 /// hear the word's first sound. Measured in `docs/voice.md`: of 65 human "help" lines, recall rises
 /// from 61 % without noise over 88 % at −75 dBFS to 92 % at this level, with no more false alarms.
 const DITHER_DBFS: f32 = -50.0;
-/// Two fits that end within this time are one utterance, seen in two windows.
-const SAME_UTTERANCE: Duration = Duration::from_millis(500);
 /// The longest that a phoneme may last on average, in frames: 240 ms. A drawn-out cry has long vowels.
 const FRAMES_PER_PHONEME: usize = 12;
 /// The least that any phrase may last, in frames: 1 s.
@@ -40,6 +39,8 @@ const WINDOW_BLOCKS: usize = WINDOW_SAMPLES / Meter::BLOCK;
 #[derive(Debug)]
 struct Prepared {
     text: String,
+    /// The same for phrases of which one contains the other: the lowest of their numbers.
+    cry: usize,
     pattern: Pattern,
 }
 
@@ -63,7 +64,19 @@ impl Prepared {
         };
         let gaps = (1..count).map(gap).collect();
         let max_frames = (FRAMES_PER_PHONEME * count).max(MIN_MAX_FRAMES);
-        Ok(Self { text, pattern: Pattern { phonemes, gaps, max_frames } })
+        Ok(Self { text, cry: 0, pattern: Pattern { phonemes, gaps, max_frames } })
+    }
+
+    fn all(keyphrases: &[Keyphrase], model: &Model) -> Result<Vec<Self>, VoiceError> {
+        let prepared = keyphrases.iter().map(|phrase| Self::new(phrase, model));
+        let mut phrases: Vec<Self> = prepared.collect::<Result<_, _>>()?;
+        let texts: Vec<String> = phrases.iter().map(|phrase| phrase.text.to_lowercase()).collect();
+        for (number, phrase) in phrases.iter_mut().enumerate() {
+            let own = &texts[number];
+            let related = |other: &String| own.contains(other.as_str()) || other.contains(own);
+            phrase.cry = texts.iter().position(related).unwrap_or(number);
+        }
+        Ok(phrases)
     }
 
     fn count(&self) -> usize {
@@ -97,8 +110,7 @@ struct Candidate {
 pub struct Detector {
     model: Arc<Model>,
     phrases: Vec<Prepared>,
-    threshold: f32,
-    cooldown: Duration,
+    decision: Decision,
     gate: Gate,
     /// The last 3 s at most; the newest sample stands last.
     sound: Vec<f32>,
@@ -106,9 +118,24 @@ pub struct Detector {
     active: Vec<bool>,
     /// Samples taken since the start of the stream.
     position: u64,
-    last: Option<Duration>,
     windows_run: u64,
+    /// Wanted by [`Detector::keep_scores`].
+    scores: Option<Vec<ScorePoint>>,
 }
+
+/// How well a phrase fits at best with an end within 100 ms: what a plot over time shows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScorePoint {
+    /// The end of the 100 ms, from the start of the stream.
+    pub at: Duration,
+    /// [`Keyphrase::text`].
+    pub phrase: String,
+    /// As [`Detection::score`]; 0 where nothing fits.
+    pub score: f32,
+}
+
+/// Frames of a [`ScorePoint`].
+const POINT_FRAMES: usize = 5;
 
 impl Detector {
     /// A detector at the start of a stream.
@@ -123,19 +150,29 @@ impl Detector {
         if !(0.0..=1.0).contains(&settings.threshold) {
             return Err(VoiceError::Threshold(settings.threshold));
         }
-        let prepared = settings.keyphrases.iter().map(|phrase| Prepared::new(phrase, &model));
         Ok(Self {
-            phrases: prepared.collect::<Result<_, _>>()?,
+            phrases: Prepared::all(&settings.keyphrases, &model)?,
             model,
-            threshold: settings.threshold,
-            cooldown: settings.cooldown,
+            decision: Decision::new(settings.threshold, settings.cooldown),
             gate: Gate::new(),
             sound: Vec::with_capacity(WINDOW_SAMPLES + Meter::BLOCK),
             active: Vec::with_capacity(WINDOW_BLOCKS + 1),
             position: 0,
-            last: None,
             windows_run: 0,
+            scores: None,
         })
+    }
+
+    /// From now on keeps the scores over time, to be fetched with [`Detector::take_scores`] after
+    /// each push: nothing else bounds them.
+    pub fn keep_scores(&mut self) {
+        self.scores = Some(Vec::new());
+    }
+
+    /// The scores since the last time, by window, then phrase, then time. None in silence, where no
+    /// window runs.
+    pub fn take_scores(&mut self) -> Vec<ScorePoint> {
+        self.scores.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Takes samples (16 kHz mono, −1.0..=1.0, any number) and returns what they complete, in the
@@ -203,7 +240,9 @@ impl Detector {
         self.windows_run += 1;
         let log_probs = self.model.log_probs(leveled(&self.sound))?;
         let frames = Frames::new(&log_probs, self.model.inventory().len());
-        for candidate in best_of_overlapping(self.candidates(frames), &self.phrases) {
+        self.score_points(frames, margin);
+        let sure = |c: &Candidate| self.decision.is_sure(self.phrases[c.phrase].score(c.fit));
+        for candidate in best_of_overlapping(self.candidates(frames), &self.phrases, sure) {
             if candidate.fit.end + margin < WINDOW_FRAMES {
                 self.report(candidate, detections);
             }
@@ -211,39 +250,50 @@ impl Detector {
         Ok(())
     }
 
+    /// Adds the points of the hop that no later window shows further from its end.
+    fn score_points(&mut self, frames: Frames<'_>, margin: usize) {
+        let Some(points) = &mut self.scores else { return };
+        let last = WINDOW_FRAMES - 1 - margin;
+        for phrase in &self.phrases {
+            let fits = lattice::fits_by_end(&phrase.pattern, frames);
+            let first = last.saturating_sub(HOP_SAMPLES / FRAME_SAMPLES);
+            for end in (first..last).step_by(POINT_FRAMES) {
+                let within = fits.iter().skip(end).take(POINT_FRAMES).flatten();
+                let score = within.map(|&fit| phrase.score(fit)).fold(0.0, f32::max);
+                let before_end = (WINDOW_FRAMES - 1 - end - POINT_FRAMES) * FRAME_SAMPLES;
+                let Some(position) = self.position.checked_sub(before_end as u64) else { continue };
+                points.push(ScorePoint { at: time_of(position), phrase: phrase.text.clone(), score });
+            }
+        }
+    }
+
     fn candidates(&self, frames: Frames<'_>) -> Vec<Candidate> {
         let mut candidates = Vec::new();
         for (phrase, prepared) in self.phrases.iter().enumerate() {
-            let at_least = prepared.log_ratio(self.threshold);
+            let at_least = prepared.log_ratio(self.decision.lowest());
             let fits = lattice::separate_fits(&prepared.pattern, frames, at_least);
             candidates.extend(fits.into_iter().map(|fit| Candidate { phrase, fit }));
         }
         candidates
     }
 
-    /// Reports a candidate of the window that ends here, unless it was reported already or falls
-    /// into the cooldown.
+    /// Reports a candidate of the window that ends here, if the decision is for it.
     fn report(&mut self, Candidate { phrase, fit }: Candidate, detections: &mut Vec<Detection>) {
         // Where the frame after the phrase begins, in samples before the end of the window.
         let before_end = WINDOW_SAMPLES.saturating_sub((fit.end + 1) * FRAME_SAMPLES);
-        let position = self.position.saturating_sub(before_end as u64);
-        let at = Duration::from_micros(position * 1_000_000 / u64::from(SAMPLE_RATE_HZ));
-        let quiet_for = self.cooldown.max(SAME_UTTERANCE);
-        if self.last.is_some_and(|last| at.abs_diff(last) < quiet_for) {
-            return;
-        }
-        self.last = Some(at);
+        let at = time_of(self.position.saturating_sub(before_end as u64));
+        let prepared = &self.phrases[phrase];
+        let Some(score) = self.decision.hear(prepared.cry, at, prepared.score(fit)) else { return };
         let length = (fit.end + 1 - fit.start) * FRAME_SAMPLES;
         let end = self.sound.len().saturating_sub(before_end);
         let said = &self.sound[end.saturating_sub(length)..end];
-        let Prepared { text, .. } = &self.phrases[phrase];
-        detections.push(Detection {
-            phrase: text.clone(),
-            score: self.phrases[phrase].score(fit),
-            at,
-            level_dbfs: rms_dbfs(said),
-        });
+        let (phrase, level_dbfs) = (prepared.text.clone(), rms_dbfs(said));
+        detections.push(Detection { phrase, score, at, level_dbfs });
     }
+}
+
+fn time_of(position: u64) -> Duration {
+    Duration::from_micros(position * 1_000_000 / u64::from(SAMPLE_RATE_HZ))
 }
 
 /// A whole window of `sound`, silence before it where the stream is younger than that, brought to
@@ -274,13 +324,18 @@ fn dither() -> impl Iterator<Item = f32> {
 
 /// Of candidates that overlap, the one with the largest product of score and number of phonemes:
 /// "help me" contains "help" and says more, so it wins unless its score is less than two thirds of
-/// the other's; of equal phrases the best score wins. In the order of time.
-fn best_of_overlapping(mut candidates: Vec<Candidate>, phrases: &[Prepared]) -> Vec<Candidate> {
+/// the other's; of equal phrases the best score wins. A sure one is never hidden by one that is not.
+/// In the order of time.
+fn best_of_overlapping(
+    mut candidates: Vec<Candidate>,
+    phrases: &[Prepared],
+    sure: impl Fn(&Candidate) -> bool,
+) -> Vec<Candidate> {
     let rank = |c: &Candidate| {
         let phrase = &phrases[c.phrase];
         phrase.score(c.fit) * phrase.count() as f32
     };
-    candidates.sort_by(|a, b| rank(b).total_cmp(&rank(a)));
+    candidates.sort_by(|a, b| sure(b).cmp(&sure(a)).then(rank(b).total_cmp(&rank(a))));
     let mut kept: Vec<Candidate> = Vec::new();
     for candidate in candidates {
         let Fit { start, end, .. } = candidate.fit;
@@ -302,7 +357,7 @@ mod tests {
             gaps: vec![vec![0]; phonemes - 1],
             max_frames: 50,
         };
-        Prepared { text: text.to_owned(), pattern }
+        Prepared { text: text.to_owned(), cry: 0, pattern }
     }
 
     fn candidate(phrase: usize, start: usize, end: usize, log_ratio: f32) -> Candidate {
@@ -315,6 +370,7 @@ mod tests {
         let kept = best_of_overlapping(
             vec![candidate(0, 10, 30, 0.0), candidate(1, 10, 45, -2.0), candidate(0, 80, 99, -1.0)],
             &phrases,
+            |_| true,
         );
         let found: Vec<_> = kept.iter().map(|c| (c.phrase, c.fit.end)).collect();
         assert_eq!(found, [(1, 45), (0, 99)]);
@@ -326,6 +382,18 @@ mod tests {
         let kept = best_of_overlapping(
             vec![candidate(0, 10, 30, 0.0), candidate(1, 10, 45, -6.0)],
             &phrases,
+            |_| true,
+        );
+        assert_eq!(kept.iter().map(|c| c.phrase).collect::<Vec<_>>(), [0]);
+    }
+
+    #[test]
+    fn faint_phrase_never_hides_a_sure_one_however_long_it_is() {
+        let phrases = [prepared("help", 4), prepared("help me", 6)];
+        let kept = best_of_overlapping(
+            vec![candidate(0, 10, 30, -3.0), candidate(1, 10, 45, -5.5)],
+            &phrases,
+            |c| phrases[c.phrase].score(c.fit) > 0.58,
         );
         assert_eq!(kept.iter().map(|c| c.phrase).collect::<Vec<_>>(), [0]);
     }
@@ -336,6 +404,7 @@ mod tests {
         let kept = best_of_overlapping(
             vec![candidate(0, 10, 30, -3.0), candidate(1, 12, 31, -1.0)],
             &phrases,
+            |_| true,
         );
         assert_eq!(kept.len(), 1);
         assert_eq!(kept[0].phrase, 1);

@@ -20,7 +20,8 @@
 //!   2 only puts useful thresholds into the middle of the range.
 //! - *operating point*: a threshold of the score, chosen by measurement; see [`OperatingPoint`].
 //! - *gate*: what spares the model the silence; see `gate.rs`.
-//! - *cooldown*: after a detection, others are suppressed for a while.
+//! - *cooldown*: after a detection, others are suppressed for a while; *sure* and *faint* hits, and
+//!   how a repeated cry counts: see `decision.rs`.
 //!
 //! # Windows
 //!
@@ -52,6 +53,7 @@
 //! Training, adaptation to a speaker, and a second stage that confirms. Audio is never kept beyond
 //! the window and never leaves this module.
 
+mod decision;
 mod detector;
 mod gate;
 mod lattice;
@@ -60,7 +62,7 @@ mod phoneme;
 
 use std::time::Duration;
 
-pub use detector::Detector;
+pub use detector::{Detector, ScorePoint};
 pub use model::Model;
 
 use crate::audio::SAMPLE_RATE_HZ;
@@ -117,7 +119,12 @@ const MAX_PHONEMES: usize = 16;
 /// The phrases whose pronunciation is built in. In "hilfe" the vowel is closer to a German short
 /// `ɪ` than what the model heard as `ɪ` in English, hence `i` beside it.
 const BUILTIN: &[(&str, &str)] =
-    &[("help", "h ɛ l p"), ("help me", "h ɛ l p | m i"), ("hilfe", "h ɪ/i l f ə")];
+    &[
+        ("help", "h ɛ l p"),
+        ("help me", "h ɛ l p | m i"),
+        ("hilfe", "h ɪ/i l f ə"),
+        ("zu hilfe", "ts u | h ɪ/i l f ə"),
+    ];
 
 fn builtin_list() -> String {
     let quoted: Vec<String> = BUILTIN.iter().map(|(text, _)| format!("\"{text}\"")).collect();
@@ -132,7 +139,7 @@ pub struct Keyphrase {
 }
 
 impl Keyphrase {
-    /// A phrase that is built in: "help", "help me" or "hilfe", in any case.
+    /// A phrase that is built in: "help", "help me", "hilfe" or "zu hilfe", in any case.
     ///
     /// # Errors
     /// [`VoiceError::NotBuiltIn`]: it is not; use [`Keyphrase::new`].

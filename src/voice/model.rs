@@ -19,7 +19,7 @@ pub(super) const FRAME_SAMPLES: usize = 320;
 pub struct Model {
     inner: rten::Model,
     inventory: Inventory,
-    inputs: [NodeId; 2],
+    input: NodeId,
     output: NodeId,
     options: RunOptions,
 }
@@ -32,7 +32,7 @@ impl std::fmt::Debug for Model {
 
 impl Model {
     /// What an event says in `model`: the package the weights come from, and its version.
-    pub const NAME: &str = "hama-1.3.13";
+    pub const NAME: &str = "hama-1.7.0";
 
     /// Reads the weights (`onnx`, the content of the ONNX file) and the vocabulary (`vocabulary`,
     /// the text of the JSON file), and runs one silent window through them: a model that loads
@@ -49,7 +49,7 @@ impl Model {
         let inner = rten::Model::load(onnx).map_err(|e| weights(&e))?;
         let node = |name: &str| inner.node_id(name).map_err(|e| weights(&e));
         let model = Self {
-            inputs: [node("waveform")?, node("waveform_lengths")?],
+            input: node("waveform")?,
             output: node("log_probs")?,
             // One thread: a window is a few milliseconds of work, and the device has other
             // things to do than to wait for a detector on all of its cores.
@@ -71,13 +71,15 @@ impl Model {
         &self.inventory
     }
 
-    /// Log probabilities of a window of [`WINDOW_SAMPLES`], a frame after the other.
-    pub(super) fn log_probs(&self, window: Vec<f32>) -> Result<Vec<f32>, VoiceError> {
+    /// Log probabilities of a window, 3 s of 16 kHz mono: a frame of 20 ms after the other, in each
+    /// one value for every token of the vocabulary, then the word boundary's and the blank's.
+    ///
+    /// # Errors
+    /// [`VoiceError::Weights`]: the model failed on it, which one that loaded does not do.
+    pub fn log_probs(&self, window: Vec<f32>) -> Result<Vec<f32>, VoiceError> {
         let weights = |error: &dyn std::fmt::Display| VoiceError::Weights(error.to_string());
-        let length = i32::try_from(window.len()).map_err(|e| weights(&e))?;
         let samples = NdTensor::from_data([1, window.len()], window);
-        let lengths = NdTensor::from_data([1], vec![length]);
-        let inputs = vec![(self.inputs[0], samples.into()), (self.inputs[1], lengths.into())];
+        let inputs = vec![(self.input, samples.into())];
         let mut outputs = self
             .inner
             .run(inputs, &[self.output], Some(self.options.clone()))

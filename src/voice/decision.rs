@@ -1,0 +1,162 @@
+//! The decision: which of the places where a phrase fits are reported.
+//!
+//! One *sure* hit, at or above the threshold, is enough. People in need repeat themselves, though
+//! ("Hilfe! … Hilfe!"), and two *faint* hits say more than one: two of the same cry within
+//! [`REPEAT_WITHIN`] count together as `1 − (1 − a)(1 − b)`, the chance that not both are wrong if
+//! the scores were chances and independent. They are neither, which is why a hit counts as faint
+//! only from [`FAINT`] of the threshold on: below that other people's talk gives too many.
+//!
+//! After a detection, others are suppressed for the *cooldown*: one cry is one alarm.
+
+use std::time::Duration;
+
+/// Two fits that end within this time are one utterance, seen in two windows.
+const SAME_UTTERANCE: Duration = Duration::from_millis(500);
+/// The longest between two cries that count together: who repeats a cry breathes once in between.
+const REPEAT_WITHIN: Duration = Duration::from_secs(4);
+/// The least score of a faint hit, as a part of the threshold.
+const FAINT: f32 = 0.75;
+/// Faint hits that are remembered. At one each [`SAME_UTTERANCE`] more do not fit into
+/// [`REPEAT_WITHIN`].
+const REMEMBERED: usize = 8;
+
+/// A hit below the threshold, waiting for its repetition.
+#[derive(Debug, Clone, Copy)]
+struct Faint {
+    cry: usize,
+    at: Duration,
+    score: f32,
+}
+
+/// Decides over the hits of one stream, which come about in the order of time.
+#[derive(Debug, Clone)]
+pub(super) struct Decision {
+    threshold: f32,
+    cooldown: Duration,
+    last: Option<Duration>,
+    faint: Vec<Faint>,
+}
+
+impl Decision {
+    pub(super) fn new(threshold: f32, cooldown: Duration) -> Self {
+        Self { threshold, cooldown, last: None, faint: Vec::with_capacity(REMEMBERED + 1) }
+    }
+
+    /// The lowest score that [`Decision::hear`] wants to know of.
+    pub(super) fn lowest(&self) -> f32 {
+        self.threshold * FAINT
+    }
+
+    /// Whether a hit needs no other.
+    pub(super) fn is_sure(&self, score: f32) -> bool {
+        score >= self.threshold
+    }
+
+    /// Takes a hit that ends `at`; `cry` is the same number for phrases that are one cry ("help"
+    /// and "help me"). Returns the score to report, `None` where there is nothing to report.
+    pub(super) fn hear(&mut self, cry: usize, at: Duration, score: f32) -> Option<f32> {
+        let quiet_for = self.cooldown.max(SAME_UTTERANCE);
+        if self.last.is_some_and(|last| at.abs_diff(last) < quiet_for) {
+            return None;
+        }
+        let score = if self.is_sure(score) { score } else { self.repeated(cry, at, score)? };
+        self.last = Some(at);
+        self.faint.clear();
+        Some(score)
+    }
+
+    /// The score of a faint hit together with its best repetition, if that is enough; else it is
+    /// remembered.
+    fn repeated(&mut self, cry: usize, at: Duration, score: f32) -> Option<f32> {
+        if score < self.lowest() {
+            return None;
+        }
+        self.faint.retain(|faint| at.abs_diff(faint.at) <= REPEAT_WITHIN);
+        let apart = |faint: &&Faint| at.abs_diff(faint.at) >= SAME_UTTERANCE;
+        let before = self.faint.iter().filter(|faint| faint.cry == cry).filter(apart);
+        let best = before.map(|faint| faint.score).fold(0.0, f32::max);
+        let together = 1.0 - (1.0 - score) * (1.0 - best);
+        if best > 0.0 && self.is_sure(together) {
+            return Some(together);
+        }
+        let seen = self.faint.iter_mut();
+        let mut same = seen.filter(|f| f.cry == cry && at.abs_diff(f.at) < SAME_UTTERANCE);
+        match same.next() {
+            Some(faint) => faint.score = faint.score.max(score),
+            None => self.faint.push(Faint { cry, at, score }),
+        }
+        let excess = self.faint.len().saturating_sub(REMEMBERED);
+        self.faint.drain(..excess);
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn decision() -> Decision {
+        Decision::new(0.6, Duration::from_secs(5))
+    }
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn one_sure_hit_is_enough_and_the_cooldown_keeps_the_next_back() {
+        let mut decision = decision();
+        assert_eq!(decision.hear(0, ms(1_000), 0.6), Some(0.6));
+        assert_eq!(decision.hear(0, ms(5_900), 1.0), None);
+        assert_eq!(decision.hear(0, ms(6_000), 0.9), Some(0.9));
+    }
+
+    #[test]
+    fn two_faint_cries_are_a_detection_and_one_is_none() {
+        let mut decision = decision();
+        assert_eq!(decision.hear(0, ms(1_000), 0.5), None);
+        assert_eq!(decision.hear(0, ms(2_500), 0.5), Some(0.75));
+    }
+
+    #[test]
+    fn the_same_utterance_in_two_windows_is_no_repetition() {
+        let mut decision = decision();
+        assert_eq!(decision.hear(0, ms(1_000), 0.5), None);
+        assert_eq!(decision.hear(0, ms(1_100), 0.55), None);
+        assert_eq!(decision.hear(0, ms(900), 0.5), None);
+    }
+
+    #[test]
+    fn faint_cries_of_another_word_or_too_far_apart_do_not_count_together() {
+        let mut decision = decision();
+        assert_eq!(decision.hear(0, ms(1_000), 0.5), None);
+        assert_eq!(decision.hear(1, ms(2_000), 0.5), None, "another word");
+        assert_eq!(decision.hear(0, ms(5_100), 0.5), None, "4.1 s later");
+        assert_eq!(decision.hear(0, ms(8_000), 0.44), None, "too faint to count at all");
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_single_threshold_reports_first_is_never_lost(
+            hits in prop::collection::vec((0usize..2, 0u64..400, 0.0f32..1.0), 0..60),
+        ) {
+            let mut decision = decision();
+            let (mut at, mut first_sure, mut first) = (0, None, None);
+            for (cry, step, score) in hits {
+                at += step;
+                let sure = score >= 0.6;
+                first_sure = first_sure.or(sure.then_some(at));
+                let heard = decision.hear(cry, ms(at), score);
+                if let Some(heard) = heard {
+                    prop_assert!((0.6..=1.0).contains(&heard));
+                    first = first.or(Some(at));
+                }
+                prop_assert!(decision.faint.len() <= REMEMBERED);
+            }
+            if let Some(sure) = first_sure {
+                prop_assert!(first.is_some_and(|first| first <= sure));
+            }
+        }
+    }
+}
