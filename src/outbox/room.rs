@@ -7,7 +7,7 @@
 //!   (`docs/outbox.md`). Of it [`ALERT_SHARE`] is kept for alerts and [`STATUS_SHARE`] for status.
 //! - An event for which there is no room in its part evicts: telemetry oldest first, then status,
 //!   never an alert. Telemetry evicts telemetry only; an alert is taken in any case.
-//! - Eviction frees more than is needed at once ([`EVICTED_SHARE`]), so that not every commit
+//! - Eviction frees more than is needed at once (`EVICTED_SHARE`), so that not every commit
 //!   writes an event that tells of it.
 //! - Telemetry older than its expiry is removed, if the clock can be believed now and could then.
 //!

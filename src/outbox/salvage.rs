@@ -3,7 +3,7 @@
 //! The engine writes values as they are, so a record's frame stands in its files byte for byte,
 //! often several times. A [`Scan`] looks through those bytes for what begins like the first part
 //! of a record, like a further part, or like the state, and believes only what a checksum covers.
-//! [`Scan::findings`] says which records are to be there again:
+//! [`Scan::recover`] says which records are to be there again:
 //!
 //! - each that is whole and stands at or behind the head of its lane, the highest of all heads
 //!   that were found: before it there are only removed ones;

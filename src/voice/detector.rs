@@ -262,7 +262,11 @@ impl Detector {
                 let score = within.map(|&fit| phrase.score(fit)).fold(0.0, f32::max);
                 let before_end = (WINDOW_FRAMES - 1 - end - POINT_FRAMES) * FRAME_SAMPLES;
                 let Some(position) = self.position.checked_sub(before_end as u64) else { continue };
-                points.push(ScorePoint { at: time_of(position), phrase: phrase.text.clone(), score });
+                points.push(ScorePoint {
+                    at: time_of(position),
+                    phrase: phrase.text.clone(),
+                    score,
+                });
             }
         }
     }

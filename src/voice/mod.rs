@@ -118,13 +118,12 @@ const MAX_PHONEMES: usize = 16;
 
 /// The phrases whose pronunciation is built in. In "hilfe" the vowel is closer to a German short
 /// `ɪ` than what the model heard as `ɪ` in English, hence `i` beside it.
-const BUILTIN: &[(&str, &str)] =
-    &[
-        ("help", "h ɛ l p"),
-        ("help me", "h ɛ l p | m i"),
-        ("hilfe", "h ɪ/i l f ə"),
-        ("zu hilfe", "ts u | h ɪ/i l f ə"),
-    ];
+const BUILTIN: &[(&str, &str)] = &[
+    ("help", "h ɛ l p"),
+    ("help me", "h ɛ l p | m i"),
+    ("hilfe", "h ɪ/i l f ə"),
+    ("zu hilfe", "ts u | h ɪ/i l f ə"),
+];
 
 fn builtin_list() -> String {
     let quoted: Vec<String> = BUILTIN.iter().map(|(text, _)| format!("\"{text}\"")).collect();
