@@ -23,6 +23,8 @@ const NOTICES: usize = 256;
 /// Messages from the cloud that are dealt with and whose PUBACK is still to be written; more than the
 /// session ever has open.
 const SETTLED: usize = 64;
+/// Publishes that wait for the session.
+const OUTGOING: usize = 32;
 /// Changes of faults that wait to be reported.
 const CHANGES: usize = 64;
 /// A session that held so long ends the suspicion that another device has our client id.
@@ -152,8 +154,9 @@ async fn forward(
     rng: Rng,
     stop: Stop,
 ) -> Outcome {
-    // One place: the forwarder chooses the record at the moment in which the session has room.
-    let (outgoing, taken) = mpsc::channel(1);
+    // What waits here goes into one write. It counts as under way, which the forwarder bounds, and the
+    // session puts an alert before it.
+    let (outgoing, taken) = mpsc::channel(OUTGOING);
     let (noticed, notices) = mpsc::channel(NOTICES);
     let clock = pump.clock;
     let (counters, _) = watch::channel(Counters::default());
@@ -235,13 +238,17 @@ impl Pump {
             let due = due.map_or(Duration::MAX, |at| at.saturating_duration_since(now));
             tokio::select! {
                 notice = notices.recv() => match notice {
-                    Some(notice) => self.noticed(&notice, &settled).await?,
+                    Some(notice) => {
+                        self.noticed(&notice, &settled).await?;
+                        for _ in 0..NOTICES {
+                            let Ok(notice) = notices.try_recv() else { break };
+                            self.noticed(&notice, &settled).await?;
+                        }
+                    }
                     None => break,
                 },
                 permit = outgoing.reserve(), if self.forwarder.has_next(now) => match permit {
-                    Ok(permit) => if let Some(next) = self.forwarder.next(now, self.clock.wall()) {
-                        permit.send(next);
-                    },
+                    Ok(permit) => self.hand_out(permit, &outgoing, now),
                     // The session takes nothing more; its last notices are still to come.
                     Err(_) => while let Some(notice) = notices.recv().await {
                         self.noticed(&notice, &settled).await?;
@@ -264,6 +271,22 @@ impl Pump {
         }
         self.connected.send_replace(false);
         Ok(())
+    }
+
+    /// Gives the session as much as there is room for: what is handed out is bounded by the forwarder.
+    fn hand_out(
+        &mut self,
+        first: mpsc::Permit<'_, Outgoing>,
+        outgoing: &mpsc::Sender<Outgoing>,
+        now: Instant,
+    ) {
+        let (wall, mut permit) = (self.clock.wall(), Some(first));
+        while let Some(room) = permit.take()
+            && let Some(next) = self.forwarder.next(now, wall)
+        {
+            room.send(next);
+            permit = outgoing.try_reserve().ok();
+        }
     }
 
     /// What time alone brings, and the pages that are wanted.

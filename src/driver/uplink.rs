@@ -8,8 +8,8 @@
 //!
 //! # Invariants
 //! - A publish is taken from the channel only when it can be sent soon: connected, a free slot,
-//!   fewer than [`SEND_MARK`] bytes waiting to be written. With a channel of capacity 1 whose sender
-//!   reserves first and chooses then, the most urgent record is chosen as late as can be.
+//!   fewer than [`SEND_MARK`] bytes waiting to be written. The channel is small and its sender reserves
+//!   first and chooses then, so the most urgent record is chosen late; the session puts it first.
 //! - No side waits for the other: while the receiver of the notices is slow, bytes are still
 //!   written and the keepalive kept; only reading stops once 256 of them wait.
 //! - At most one attempt is under way, besides the probe while a session stands.
@@ -102,7 +102,7 @@ impl Config {
 /// The channels between the task and the rest of the process.
 #[derive(Debug)]
 pub struct Wires {
-    /// Publishes to send; capacity 1. When its sender is gone, the session goes on without.
+    /// Publishes to send; a few places. When its sender is gone, the session goes on without.
     pub outgoing: mpsc::Receiver<Outgoing>,
     /// What happened. When its receiver is gone, the task ends as on shutdown.
     pub notices: mpsc::Sender<Notice>,
@@ -382,6 +382,9 @@ impl Task {
                     if let Some(notice) = session.poll_notice() {
                         permit.send(notice);
                     }
+                    while session.waiting_notices() > 0 && let Ok(permit) = wires.notices.try_reserve() {
+                        if let Some(notice) = session.poll_notice() { permit.send(notice); }
+                    }
                 }
                 Err(_) => {
                     while session.poll_notice().is_some() {}
@@ -411,6 +414,11 @@ impl Task {
             Some(outgoing) = wires.outgoing.recv(), if taking => {
                 let taken = session.publish(outgoing);
                 debug_assert!(taken.is_ok(), "asked only with a free slot");
+                // Those that stand behind it go into the same write.
+                while session.free_slots() > 0 && let Ok(next) = wires.outgoing.try_recv() {
+                    let taken = session.publish(next);
+                    debug_assert!(taken.is_ok(), "asked only with a free slot");
+                }
             },
             Some(delivery) = wires.settled.recv() => session.acknowledge(delivery),
             _ = shutdown(&mut wires.shutdown), if !session.closing() => {
