@@ -23,8 +23,8 @@
 //! ([`Forwarder::overdue`]). Nothing of this survives a restart and nothing needs to: the outbox is
 //! read again from its beginning, and what was unconfirmed is published once more.
 //!
-//! Absent: dead letters (a poisoned record is offered again for ever, ever more rarely, unless the
-//! caller sets it aside).
+//! Absent: dead letters, which are the outbox's: the caller moves a poisoned record there, or offers
+//! it again ([`Forwarder::defer`]) where that cannot be.
 
 mod pace;
 mod receipts;

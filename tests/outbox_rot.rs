@@ -298,3 +298,25 @@ fn a_damaged_outbox_opens_in_time_and_every_record_is_recovered_or_counted() {
     );
     assert!(recovered > 0, "the test damages too much to mean anything");
 }
+
+#[test]
+fn dead_letters_are_salvaged_as_such() {
+    let root = tempfile::tempdir().expect("directory");
+    let path = root.path().join("outbox");
+    let mut outbox = open(&path);
+    for id in 0..30 {
+        outbox.append(&[(Lane::Alert, event(id, 5_000))], NOW).expect("append");
+    }
+    let mut group = outbox.begin(NOW).expect("begin");
+    group.deadletter(Lane::Alert, Position(7), "refused for good").expect("dead letter");
+    group.commit().expect("commit");
+    drop(outbox);
+    outbox_open::distrust(&path, "a test");
+    let outbox = open(&path);
+    let letters = outbox.dead_letters(Lane::Alert).expect("dead letters");
+    assert_eq!((letters.len(), letters[0].reason.as_str()), (1, "refused for good"));
+    assert_eq!((letters[0].record.position, letters[0].record.event.id()), (Position(7), "6"));
+    let limit = PageLimit { records: 100, bytes: 1 << 20 };
+    assert_eq!(outbox.page(Lane::Alert, None, limit).expect("page").len(), 29);
+    assert_eq!(outbox.untold().expect("to tell").losses.counts, [0; 3]);
+}

@@ -12,7 +12,7 @@ use crate::downlink;
 use crate::driver::outbox_writer::OutboxHandle;
 use crate::driver::{host, net, uplink as driver};
 use crate::event::Lane;
-use crate::forwarder::{Confirm, Fate, Forwarder, Mode, Overdue, Rules, events_topic};
+use crate::forwarder::{Confirm, Fate, Flight, Forwarder, Mode, Overdue, Rules, events_topic};
 use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
 use crate::uplink::{
     Counters, Credentials, Notice, Outgoing, Presence, Protocol, Received, Settings, Version,
@@ -29,6 +29,10 @@ const OUTGOING: usize = 32;
 const CHANGES: usize = 64;
 /// A session that held so long ends the suspicion that another device has our client id.
 const STEADY: Duration = Duration::from_secs(60);
+/// Alerts among the dead letters are offered again at most so often, however often the broker hangs up.
+const DEAD_EVERY: Duration = Duration::from_secs(60);
+/// The part that is at fault while an alert is a dead letter.
+const DEAD_LETTER: &str = "dead-letter";
 /// Failed attempts to connect after which the path counts as a fault.
 const ATTEMPTS_BEFORE_FAULT: u32 = 3;
 
@@ -190,6 +194,10 @@ struct Faults {
     down: bool,
     /// When the session at hand has held long enough to end that suspicion.
     steady: Option<Instant>,
+    /// An alert is a dead letter.
+    dead: bool,
+    /// When such alerts were offered again last.
+    offered_dead: Option<Instant>,
 }
 
 /// A part, and its problem if it has one.
@@ -333,6 +341,9 @@ impl Pump {
 
     async fn noticed(&mut self, notice: &Notice, settled: &mpsc::Sender<u64>) -> Outcome {
         self.show(notice);
+        if matches!(notice, Notice::Connected { .. }) {
+            self.offer_dead_alerts(self.clock.now()).await?;
+        }
         if let Notice::Received { delivery, message } = notice {
             self.received(message).await?;
             // Without room it is not acknowledged, and the broker sends it again: receipts may come twice.
@@ -368,11 +379,42 @@ impl Pump {
                 self.refused(id, lane, reason, pause);
             }
             Some(Fate::Poisoned { flight, reason }) => {
-                // Until there are dead letters it stays, and is offered ever more rarely.
-                let (id, lane) = (flight.id.clone(), flight.lane);
-                let pause = self.forwarder.defer(flight, self.clock.now());
-                self.refused(id, lane, reason.to_string(), pause);
+                self.set_aside(flight, &reason.to_string()).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// A record that cannot be delivered becomes a dead letter; where there is no room for it among
+    /// them, it stays and is offered ever more rarely.
+    async fn set_aside(&mut self, flight: Flight, reason: &str) -> Outcome {
+        let (id, lane) = (flight.id.clone(), flight.lane);
+        let done = self.outbox.deadletter(lane, flight.position, reason.to_owned()).await;
+        if !done.map_err(|e| e.to_string())? {
+            let pause = self.forwarder.defer(flight, self.clock.now());
+            self.refused(id, lane, reason.to_owned(), pause);
+            return Ok(());
+        }
+        tracing::error!(id, %lane, "{reason}; set aside as a dead letter");
+        if lane == Lane::Alert {
+            let problem = format!(
+                "alert {id} cannot be delivered ({reason}); it is offered again with each connection"
+            );
+            self.tell(DEAD_LETTER, Some(&problem));
+            self.faults.dead = true;
+        }
+        Ok(())
+    }
+
+    /// Alerts among the dead letters get another chance: somebody may have mended the broker.
+    async fn offer_dead_alerts(&mut self, now: Instant) -> Outcome {
+        if self.faults.offered_dead.is_some_and(|at| now.duration_since(at) < DEAD_EVERY) {
+            return Ok(());
+        }
+        self.faults.offered_dead = Some(now);
+        let count = self.outbox.requeue_alerts().await.map_err(|e| e.to_string())?;
+        if count > 0 {
+            tracing::warn!(count, "alerts among the dead letters are offered again");
         }
         Ok(())
     }

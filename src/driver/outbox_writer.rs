@@ -68,6 +68,8 @@ type Reply<T> = oneshot::Sender<Result<T, OutboxError>>;
 enum Request {
     Append(Append),
     Remove(Vec<(Lane, Position)>),
+    Deadletter { lane: Lane, position: Position, reason: String, reply: Reply<bool> },
+    RequeueAlerts { reply: Reply<usize> },
     Page { lane: Lane, after: Option<Position>, limit: PageLimit, reply: Reply<Vec<Record>> },
 }
 
@@ -147,6 +149,33 @@ impl OutboxHandle {
     /// The outbox is closed or has failed; the records will be there again after a restart.
     pub async fn remove(&self, records: Vec<(Lane, Position)>) -> Result<(), OutboxError> {
         self.requests.send(Request::Remove(records)).await.map_err(|_| OutboxError::Closed)
+    }
+
+    /// Sets a record aside as a dead letter; false if it must stay in its lane.
+    ///
+    /// # Errors
+    /// The outbox is closed or has failed.
+    pub async fn deadletter(
+        &self,
+        lane: Lane,
+        position: Position,
+        reason: String,
+    ) -> Result<bool, OutboxError> {
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Deadletter { lane, position, reason, reply };
+        self.requests.send(request).await.map_err(|_| OutboxError::Closed)?;
+        answer.await.map_err(|_| OutboxError::Closed)?
+    }
+
+    /// Puts all alerts among the dead letters back into their lane; how many.
+    ///
+    /// # Errors
+    /// The outbox is closed or has failed.
+    pub async fn requeue_alerts(&self) -> Result<usize, OutboxError> {
+        let (reply, answer) = oneshot::channel();
+        let request = Request::RequeueAlerts { reply };
+        self.requests.send(request).await.map_err(|_| OutboxError::Closed)?;
+        answer.await.map_err(|_| OutboxError::Closed)?
     }
 
     /// The oldest records of a lane behind `after`, without those that are to be removed.
@@ -305,6 +334,8 @@ impl Pending {
             match request {
                 Request::Append(append) => refuse(append.reply, error),
                 Request::Page { reply, .. } => refuse(reply, error),
+                Request::Deadletter { reply, .. } => refuse(reply, error),
+                Request::RequeueAlerts { reply } => refuse(reply, error),
                 Request::Remove(_) => {}
             }
         }
@@ -406,6 +437,24 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
             Request::Remove(records) => {
                 self.due_in(self.settings.removal_delay);
                 self.pending.removals.extend(records);
+            }
+            // Rare, so that they have a commit of their own.
+            Request::Deadletter { lane, position, reason, reply } => {
+                let mut group = self.outbox.begin(self.clock.wall())?;
+                let done = group.deadletter(lane, position, &reason)?;
+                group.commit()?;
+                self.levels.send_replace(self.outbox.levels());
+                let _ = reply.send(Ok(done));
+            }
+            Request::RequeueAlerts { reply } => {
+                let letters = self.outbox.dead_letters(Lane::Alert)?;
+                let mut group = self.outbox.begin(self.clock.wall())?;
+                for letter in &letters {
+                    group.requeue(Lane::Alert, letter.record.position)?;
+                }
+                group.commit()?;
+                self.levels.send_replace(self.outbox.levels());
+                let _ = reply.send(Ok(letters.len()));
             }
             // A store that cannot be read is of no more use.
             Request::Page { lane, after, limit, reply } => {

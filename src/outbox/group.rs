@@ -38,6 +38,10 @@ pub struct Group<'a, S> {
     lost: Salvaged,
     pub(super) evicted: Losses,
     pub(super) expired: Losses,
+    /// What this commit tells of new dead letters.
+    pub(super) dead: Vec<Occurrence>,
+    /// Dead letters that this commit removes.
+    pub(super) buried: BTreeSet<(Lane, Position)>,
 }
 
 impl<'a, S: Store> Group<'a, S> {
@@ -54,6 +58,8 @@ impl<'a, S: Store> Group<'a, S> {
             bytes: 0,
             evicted: Losses::default(),
             expired: Losses::default(),
+            dead: Vec::new(),
+            buried: BTreeSet::new(),
         }
     }
 
@@ -285,12 +291,14 @@ impl<'a, S: Store> Group<'a, S> {
     fn tell_of_room(&mut self) -> Result<(), OutboxError> {
         let (evicted, expired) =
             (std::mem::take(&mut self.evicted), std::mem::take(&mut self.expired));
-        let Some(limits) = self.outbox.limits else { return Ok(()) };
+        for letter in std::mem::take(&mut self.dead) {
+            self.report(&letter)?;
+        }
         if !evicted.is_empty() {
-            let cause = format!("the outbox has reached its limit of {} bytes", limits.bytes);
+            let cause = "the outbox has reached its limit".to_owned();
             self.report(&Occurrence::EventsEvicted { cause, losses: evicted })?;
         }
-        if !expired.is_empty() {
+        if let (false, Some(limits)) = (expired.is_empty(), self.outbox.limits) {
             let cause = format!("older than {} s", limits.expiry.as_secs());
             self.report(&Occurrence::EventsExpired { cause, losses: expired })?;
         }

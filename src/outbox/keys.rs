@@ -5,6 +5,8 @@
 //! | `s` | the committed state: next positions, depths |
 //! | `l` | what was lost to damage and is still to be told |
 //! | `x` lane position part | a part of a record that cannot be read, as it was found |
+//! | `d` lane position part | one part of a dead letter |
+//! | `n` lane position 0 | why it is one, and since when |
 //! | `c` lane source | the last sequence of that source in that lane |
 //! | `r` lane position part | one part of a record's frame |
 //!
@@ -40,6 +42,8 @@ pub const SALVAGED: &[u8] = b"l";
 
 const COUNTER: u8 = b'c';
 const SET_ASIDE: u8 = b'x';
+const DEAD: u8 = b'd';
+const NOTE: u8 = b'n';
 const RECORD: u8 = b'r';
 const RECORD_KEY_BYTES: usize = 1 + 1 + 8 + 1;
 
@@ -84,6 +88,32 @@ pub fn set_aside(lane: Lane, position: Position, part: u8) -> Vec<u8> {
 /// All parts of unreadable records: from, to.
 pub fn all_set_aside() -> (Vec<u8>, Vec<u8>) {
     (vec![SET_ASIDE], vec![SET_ASIDE + 1])
+}
+
+/// The key of one part of a dead letter.
+pub fn dead(lane: Lane, position: Position, part: u8) -> Vec<u8> {
+    let mut key = self::part(lane, position, part);
+    key[0] = DEAD;
+    key
+}
+
+/// The key of the note about a dead letter.
+pub fn note(lane: Lane, position: Position) -> Vec<u8> {
+    let mut key = self::part(lane, position, 0);
+    key[0] = NOTE;
+    key
+}
+
+/// All notes of a lane: from, to.
+pub fn notes(lane: Lane) -> (Vec<u8>, Vec<u8>) {
+    (vec![NOTE, lane_byte(lane)], vec![NOTE, lane_byte(lane) + 1])
+}
+
+/// The position in the key of a note.
+pub fn parse_note(key: &[u8]) -> Option<Position> {
+    let key: &[u8; RECORD_KEY_BYTES] = key.try_into().ok()?;
+    let position = u64::from_be_bytes(key[2..10].try_into().ok()?);
+    (key[0] == NOTE).then_some(Position(position))
 }
 
 /// Behind the last possible record of a lane.

@@ -40,12 +40,15 @@
 //! give way to others or become too old ([`room`]), records that turn out to be damaged when they
 //! are read ([`Group::set_aside`]), and what a damaged store does not give back ([`salvage`]).
 //!
+//! What cannot be delivered is set aside as a dead letter with its reason ([`Group::deadletter`]).
+//!
 //! `docs/outbox.md` draws the bytes and says how each claim is tested.
 //!
 //! # Deliberately absent
-//! No IO, no clock, no thread: the store is handed in ([`Store`]), so is the time. No dead letters.
+//! No IO, no clock, no thread: the store is handed in ([`Store`]), so is the time.
 
 pub mod codec;
+mod dead;
 mod error;
 mod group;
 pub mod keys;
@@ -56,6 +59,7 @@ pub mod room;
 pub mod salvage;
 mod store;
 
+pub use dead::{DeadLetter, MAX_DEAD_LETTERS};
 pub use error::OutboxError;
 pub use group::Group;
 pub use page::{Damage, Page};

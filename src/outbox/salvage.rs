@@ -19,6 +19,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::codec;
+use super::dead::{self, Note};
 use super::error::OutboxError;
 use super::keys::{self, FURTHER_HEADER_BYTES, Joining, MARKER, PART_BYTES};
 use super::queue::{Position, Record, Salvaged, State};
@@ -47,6 +48,8 @@ pub struct Scan {
     parts: BTreeMap<(u8, u64, u8), Vec<Place>>,
     /// The highest sequences by source and lane, of all records, also of removed ones.
     sequences: BTreeMap<(String, u8), BTreeSet<u64>>,
+    /// Dead letters that once were: their notes by lane and position.
+    notes: BTreeMap<(u8, u64), Vec<u8>>,
     state: Option<State>,
     heads: [u64; 3],
     next: [u64; 3],
@@ -67,6 +70,7 @@ impl Scan {
                 0xF7 if rest.starts_with(&MARKER) => {
                     self.further_part(file, base + at as u64, rest)
                 }
+                0x6B if rest.starts_with(dead::NOTE_BEGINS) => self.note(window, at),
                 0x6D if rest.starts_with(codec::STATE_BEGINS) => self.state(window, at),
                 _ => {}
             }
@@ -135,6 +139,15 @@ impl Scan {
         }
     }
 
+    fn note(&mut self, window: &[u8], at: usize) {
+        let Some(begin) = at.checked_sub(6) else { return };
+        if let Some(note) = codec::decode_beginning::<Note>(&window[begin..])
+            && let Ok(frame) = codec::encode(&note)
+        {
+            self.notes.insert((note.lane, note.position), frame);
+        }
+    }
+
     fn note_sequence(&mut self, record: &Record) {
         let key = (record.event.source().to_owned(), keys::lane_byte(record.lane));
         self.sequences.entry(key).or_default().insert(record.sequence);
@@ -159,13 +172,21 @@ impl Scan {
             self.note_sequence(&record);
             let at = lane.index();
             summary.ends[at] = summary.ends[at].max(position.saturating_add(1));
+            if let Some(note) = self.notes.get(&(lane_byte, position)) {
+                // Also one that was put back or removed since: rather twice than not at all.
+                let (position, note) = (Position(position), Some(note.clone()));
+                if !keep(Recovered { lane, position, values, note })? {
+                    break;
+                }
+                continue;
+            }
             if position < self.heads[at] {
                 summary.removed(lane, &record);
                 continue;
             }
             let bytes = values.iter().map(Vec::len).sum::<usize>() as u64;
             summary.recovered(lane, position, &record, bytes);
-            if !keep(Recovered { lane, position: Position(position), values })? {
+            if !keep(Recovered { lane, position: Position(position), values, note: None })? {
                 break;
             }
         }
@@ -305,15 +326,21 @@ pub struct Recovered {
     lane: Lane,
     position: Position,
     values: Vec<Vec<u8>>,
+    /// Of a dead letter.
+    note: Option<Vec<u8>>,
 }
 
 impl Recovered {
     /// Puts it where it stood; returns its bytes.
     pub fn put_into(self, batch: &mut Batch) -> usize {
         let mut bytes = 0;
+        let key = if self.note.is_some() { keys::dead } else { keys::part };
         for (part, value) in (0..=u8::MAX).zip(self.values) {
             bytes += value.len();
-            batch.put(keys::part(self.lane, self.position, part), value);
+            batch.put(key(self.lane, self.position, part), value);
+        }
+        if let Some(note) = self.note {
+            batch.put(keys::note(self.lane, self.position), note);
         }
         bytes
     }
