@@ -62,6 +62,8 @@ pub enum Happening {
         phrase: String,
         /// How sure the detector is, 0..=1.
         score: f32,
+        /// Where the phrase ends, from the start of the stream.
+        at: std::time::Duration,
     },
     /// On stable storage.
     Accepted {

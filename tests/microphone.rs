@@ -10,6 +10,8 @@
 //! so each capture runs in a child: this test binary itself, told by an environment variable to
 //! run [`child`] alone.
 
+mod support;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,16 +19,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use hark::agent::{self, Happening, Parts};
 use hark::clock::{Clock, ClockState};
+use hark::config;
 use hark::driver::audio_file::AudioFile;
 use hark::driver::audio_stream::AudioStream;
 use hark::driver::models;
-use hark::voice::{Detector, Settings};
+use hark::voice::{Detection, Detector, Settings};
+use support::mosquitto::{Mosquitto, Subscriber};
 
-/// What the child is to do: `detect`, `overrun`, `unknown` or `stale`.
+/// What the child is to do: `detect`, `overrun`, `unknown`, `stale`, `run INPUT` or `health`.
 const TASK: &str = "HARK_TEST_MICROPHONE_TASK";
 /// Where the child writes what came of it.
 const REPORT: &str = "HARK_TEST_MICROPHONE_REPORT";
+/// The URL of the broker that the child's agent publishes to.
+const BROKER: &str = "HARK_TEST_MICROPHONE_BROKER";
 const DEADLINE: Duration = Duration::from_secs(60);
 
 const ALSA: &str = r#"
@@ -59,6 +66,12 @@ fn child() {
         "detect" => capture_and_detect(),
         "overrun" => capture_too_late(),
         "stale" => capture_until_stale(),
+        "health" => run_agent("default", 250, |_| {}),
+        run if run.starts_with("run ") => {
+            let mut privacy = Privacy::default();
+            let heard = run_agent(&run[4..], 180, |_| privacy.look());
+            format!("{heard}{}", privacy.findings())
+        }
         _ => AudioStream::open("no such card", clock()).unwrap_err().to_string(),
     };
     std::fs::write(std::env::var(REPORT).unwrap(), report).unwrap();
@@ -107,6 +120,88 @@ fn capture_until_stale() -> String {
     format!("{at_first} {}", stream.is_stale(Instant::now()))
 }
 
+/// The agent with this input, until it has heard `blocks` of 100 ms: a line for each detection, as
+/// "detected phrase milliseconds", and each fault, as "fault blocks problem" and "mended blocks".
+fn run_agent(input: &str, blocks: u32, mut each_second: impl FnMut(&Path)) -> String {
+    let report = PathBuf::from(std::env::var(REPORT).unwrap());
+    let directory = report.parent().unwrap().join("state");
+    std::fs::create_dir_all(&directory).unwrap();
+    let text = format!(
+        "[device]\nid = \"test\"\n[audio]\ninput = {input:?}\n[outbox]\npath = {:?}\n\
+         [uplink]\nurl = {:?}\n[ingest]\nsocket = \"\"\n",
+        directory.join("outbox"),
+        std::env::var(BROKER).unwrap(),
+    );
+    let config = config::load("test", &text, std::iter::empty()).unwrap().config;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let parts = Parts::device();
+        let mut happenings = parts.happenings.subscribe();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let agent = agent::run(config, parts, async {
+            let _ = stopped.await;
+            "the test is over"
+        });
+        let story = async {
+            let (mut lines, mut heard) = (String::new(), 0);
+            while heard < blocks {
+                match happenings.recv().await.unwrap() {
+                    Happening::Level(_) => {
+                        heard += 1;
+                        if heard % 10 == 0 {
+                            each_second(&directory);
+                        }
+                    }
+                    Happening::Detected { phrase, at, .. } => {
+                        lines += &format!("detected {phrase} {}\n", at.as_millis());
+                    }
+                    Happening::Fault { part, problem } if part == "microphone" => {
+                        lines += &format!("fault {heard} {problem}\n");
+                    }
+                    Happening::Mended(part) if part == "microphone" => {
+                        lines += &format!("mended {heard}\n");
+                    }
+                    _ => {}
+                }
+            }
+            stop.send(()).unwrap();
+            lines
+        };
+        let (ended, lines) = tokio::join!(agent, story);
+        ended.unwrap();
+        lines
+    })
+}
+
+/// Looks at the files that this process has open, as long as it runs.
+#[derive(Default)]
+struct Privacy {
+    looks: u32,
+    open: std::collections::BTreeSet<String>,
+}
+
+impl Privacy {
+    fn look(&mut self) {
+        self.looks += 1;
+        for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
+            // Where the test's own output goes is not the agent's.
+            if ["0", "1", "2"].iter().any(|standard| entry.file_name() == *standard) {
+                continue;
+            }
+            // One that was closed in the meantime, as that of the listing itself, has no target.
+            if let Ok(target) = std::fs::read_link(entry.path()) {
+                self.open.insert(target.display().to_string());
+            }
+        }
+    }
+
+    /// A line for each file that was open: "open path".
+    fn findings(&self) -> String {
+        assert!(self.looks >= 10);
+        self.open.iter().map(|path| format!("open {path}\n")).collect()
+    }
+}
+
 /// A FIFO, the configuration that reads from it, and the thread that fills it.
 struct Microphone {
     directory: tempfile::TempDir,
@@ -131,12 +226,18 @@ impl Microphone {
 
     /// What the child says after `task`.
     fn child(&self, task: &str) -> String {
+        // Nobody listens there.
+        self.child_with(task, "mqtt://127.0.0.1:1")
+    }
+
+    fn child_with(&self, task: &str, broker: &str) -> String {
         let report = self.directory.path().join("report");
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child", "--nocapture"])
             .env("ALSA_CONFIG_PATH", self.directory.path().join("asound.conf"))
             .env(TASK, task)
             .env(REPORT, &report)
+            .env(BROKER, broker)
             .stdout(Stdio::null())
             .spawn();
         wait(child.unwrap());
@@ -194,21 +295,132 @@ fn feed(fifo: &Path, samples: &[f32], ends: bool, stop: &AtomicBool) {
 #[test]
 fn cry_through_the_sound_card_is_detected_as_from_the_file() {
     let sound = AudioFile::open(&demo()).unwrap().read_to_end().unwrap();
-    let mut from_file = detector();
-    let mut expected = from_file.push(&sound).unwrap();
-    expected.extend(from_file.finish().unwrap());
-    let report = Microphone::playing(sound, false).child("detect");
-    let heard: Vec<(&str, u64)> = report
-        .lines()
+    let report = Microphone::playing(sound.clone(), false).child("detect");
+    assert_same(report.lines(), &detections(&sound));
+}
+
+fn detections(sound: &[f32]) -> Vec<Detection> {
+    let mut detector = detector();
+    let mut detections = detector.push(sound).unwrap();
+    detections.extend(detector.finish().unwrap());
+    detections
+}
+
+/// Lines of "phrase milliseconds".
+fn assert_same<'a>(lines: impl Iterator<Item = &'a str>, expected: &[Detection]) {
+    let heard: Vec<(&str, u64)> = lines
         .map(|line| line.rsplit_once(' ').map(|(phrase, ms)| (phrase, ms.parse().unwrap())))
         .collect::<Option<_>>()
         .unwrap();
     assert_eq!(heard.len(), expected.len(), "{heard:?} instead of {expected:?}");
-    for ((phrase, at_ms), expected) in heard.iter().zip(&expected) {
+    for ((phrase, at_ms), expected) in heard.iter().zip(expected) {
         assert_eq!(*phrase, expected.phrase);
         let off_ms = i64::try_from(*at_ms).unwrap() - expected.at.as_millis() as i64;
         assert!(off_ms.abs() <= 80, "{off_ms} ms off");
     }
+}
+
+fn with_prefix<'a>(report: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+    report.lines().filter_map(move |line| line.strip_prefix(prefix))
+}
+
+#[test]
+fn agent_detects_the_same_from_a_file_and_through_the_sound_card_as_the_detector_alone() {
+    let sound = AudioFile::open(&demo()).unwrap().read_to_end().unwrap();
+    let expected = detections(&sound);
+    assert!(!expected.is_empty());
+    let microphone = Microphone::playing(sound, false);
+    for input in [format!("wav:{}", demo().display()), "default".to_owned()] {
+        let report = microphone.child(&format!("run {input}"));
+        assert_same(with_prefix(&report, "detected "), &expected);
+    }
+}
+
+#[test]
+fn flat_line_raises_a_fault_within_ten_seconds_and_sound_clears_it() {
+    let mut state = 7u32;
+    let mut noise = |seconds: usize| -> Vec<f32> {
+        std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            0.01 * ((state >> 8) as f32 / 8_388_608.0 - 1.0)
+        })
+        .take(seconds * 16_000)
+        .collect()
+    };
+    let sound = [noise(2), vec![0.0; 10 * 16_000], noise(14)].concat();
+    let report = Microphone::playing(sound, false).child("health");
+    let fault: Vec<&str> = with_prefix(&report, "fault ").collect();
+    let mended: Vec<u32> = with_prefix(&report, "mended ").map(|n| n.parse().unwrap()).collect();
+    let [fault] = fault.as_slice() else { panic!("one fault: {report}") };
+    let (raised, problem) = fault.split_once(' ').unwrap();
+    assert!(problem.starts_with("flat line"), "{report}");
+    let raised: u32 = raised.parse().unwrap();
+    assert!((20..=120).contains(&raised), "in blocks of 100 ms: {report}");
+    let [mended] = mended.as_slice() else { panic!("once: {report}") };
+    assert!((120..=220).contains(mended), "{report}");
+}
+
+#[test]
+fn audio_is_in_no_open_file_in_nothing_written_and_in_nothing_published() {
+    let sound = AudioFile::open(&demo()).unwrap().read_to_end().unwrap();
+    let broker = Mosquitto::start();
+    let subscriber = Subscriber::start(broker.port(), "hark/#");
+    let microphone = Microphone::playing(sound.clone(), false);
+    let report = microphone.child_with("run default", &broker.url());
+    assert!(with_prefix(&report, "detected ").next().is_some(), "it listened: {report}");
+    let own = microphone.directory.path().display().to_string();
+    for path in with_prefix(&report, "open ") {
+        let harmless = path.starts_with(&format!("{own}/state/outbox"))
+            || path == format!("{own}/microphone")
+            || ["/dev/null", "/dev/full", "/proc/", "socket:", "pipe:", "anon_inode:"]
+                .iter()
+                .any(|kind| path.starts_with(kind));
+        assert!(harmless, "{path} was open: {report}");
+    }
+    let needles = needles(&sound);
+    let mut files = 0;
+    let mut places = vec![microphone.directory.path().join("state")];
+    while let Some(place) = places.pop() {
+        for entry in std::fs::read_dir(place).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                places.push(path);
+                continue;
+            }
+            files += 1;
+            assert!(!holds(&std::fs::read(&path).unwrap(), &needles), "audio in {path:?}");
+        }
+    }
+    assert!(files > 0, "the outbox has files");
+    let published = subscriber.wait_for("detection", |all| {
+        all.iter().any(|m| String::from_utf8_lossy(&m.payload).contains("keyphrase.detected"))
+    });
+    let bytes: usize = published.iter().map(|message| message.payload.len()).sum();
+    assert!(bytes < 32_000, "{bytes} bytes: a second of audio is no less");
+    assert!(published.iter().all(|message| !holds(&message.payload, &needles)));
+    // The control: what would be found, were it there.
+    let leaked: Vec<u8> =
+        sound.iter().flat_map(|s| ((s * 32_767.0) as i16).to_le_bytes()).collect();
+    assert!(holds(&leaked, &needles));
+}
+
+/// Pieces of 8 samples of the cry as they would be written, in 16 bits and as floats.
+fn needles(sound: &[f32]) -> Vec<Vec<u8>> {
+    let cry = &sound[9 * 16_000 + 8_000..10 * 16_000 + 8_000];
+    let pieces =
+        cry.chunks_exact(8).filter(|piece| piece.iter().any(|s| s.abs() > 0.05)).step_by(50);
+    pieces
+        .flat_map(|piece| {
+            let integers =
+                piece.iter().flat_map(|s| ((s * 32_767.0) as i16).to_le_bytes()).collect();
+            let heard = piece.iter().map(|s| f32::from((s * 32_767.0) as i16) / 32_768.0);
+            [integers, heard.flat_map(f32::to_le_bytes).collect()]
+        })
+        .collect()
+}
+
+fn holds(hay: &[u8], needles: &[Vec<u8>]) -> bool {
+    needles.iter().any(|needle| hay.windows(needle.len()).any(|window| window == needle))
 }
 
 #[test]

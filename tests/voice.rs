@@ -99,6 +99,7 @@ fn scores_over_time_reach_the_detection_and_do_not_change_it() {
         points.extend(detector.take_scores());
     }
     detections.extend(detector.finish().unwrap());
+    points.extend(detector.take_scores());
     assert_eq!(detections, detect_whole(&Settings::default(), &demo()));
     let cry = &detections[0];
     let near = |at: Duration| at.abs_diff(cry.at) <= Duration::from_millis(200);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{BUDGET, Happening, Reporter};
-use crate::audio::{Meter, SAMPLE_RATE_HZ};
+use crate::audio::{Health, Meter, SAMPLE_RATE_HZ};
 use crate::cli::{Failure, exit};
 use crate::clock::Clock;
 use crate::config::{self, AudioInput, Config, Sensitivity};
@@ -147,7 +147,8 @@ pub(super) fn start(supervisor: &mut Supervisor, plan: Plan, reporter: &Reporter
     let Plan { mut input, mut make } = plan;
     let reporter = reporter.clone();
     supervisor.thread(Stage::Source, "detector", BUDGET, move |stop| {
-        let mut ear = Ear { listener: make()?, reporter: &reporter, meter: Meter::new() };
+        let meter = Meter::new();
+        let mut ear = Ear { listener: make()?, reporter: &reporter, meter, watch: None };
         while !stop.is_set() {
             let problem = match input.open(clock) {
                 Ok(stream) => match listen(stream, &input, &mut ear, &stop, clock)? {
@@ -175,6 +176,14 @@ impl Input {
                 Some(file) => wav_source::open(file, clock),
                 None => microphone::open("default", clock),
             },
+        }
+    }
+
+    /// Files are what they are: followed by digital silence, and perhaps clipped.
+    fn is_device(&self) -> bool {
+        match self {
+            Self::Device(_) => true,
+            Self::Files(files) => files.is_empty(),
         }
     }
 
@@ -217,6 +226,7 @@ fn listen(
     clock: Clock,
 ) -> Result<Silence, String> {
     let (name, health) = (input.name(), stream.health());
+    ear.watch = input.is_device().then(Watch::default);
     tracing::info!("listening to {name}");
     ear.reporter.happened(Happening::Listening(name.clone()));
     let mut samples = Vec::with_capacity(SAMPLE_RATE_HZ as usize);
@@ -226,7 +236,7 @@ fn listen(
         match stream.read_within(READ, &mut samples) {
             Ok(0) => {}
             Ok(_) => {
-                ear.reporter.clear_blocking(MICROPHONE);
+                ear.watch(&samples);
                 ear.hear(&samples)?;
             }
             Err(error) => return Ok(Silence::Fault(error.to_string())),
@@ -235,6 +245,7 @@ fn listen(
         if lost > overruns {
             tracing::warn!(frames = lost - overruns, "audio overrun: sound was lost");
             overruns = lost;
+            ear.overrun();
         }
         if let Some(failure) = health.failure() {
             return Ok(Silence::Fault(failure));
@@ -253,15 +264,45 @@ struct Ear<'a> {
     listener: Box<dyn Listener>,
     reporter: &'a Reporter,
     meter: Meter,
+    /// Of a device.
+    watch: Option<Watch>,
+}
+
+/// Whether the sound of a device is that of a microphone.
+#[derive(Default)]
+struct Watch {
+    health: Health,
+    /// What was said of it last: once is enough.
+    told: bool,
 }
 
 impl Ear<'_> {
+    /// Raises and clears the fault of the microphone by what it sounds like.
+    fn watch(&mut self, samples: &[f32]) {
+        let Some(Watch { health, told }) = &mut self.watch else {
+            return self.reporter.clear_blocking(MICROPHONE);
+        };
+        health.push(samples);
+        match health.at_fault() {
+            Some(_) if *told => {}
+            Some(ailment) => self.reporter.raise_blocking(MICROPHONE, &ailment.to_string()),
+            None => self.reporter.clear_blocking(MICROPHONE),
+        }
+        *told = health.at_fault().is_some();
+    }
+
+    fn overrun(&mut self) {
+        if let Some(watch) = &mut self.watch {
+            watch.health.overrun();
+        }
+    }
+
     fn hear(&mut self, samples: &[f32]) -> Outcome {
         let reporter = self.reporter;
         self.meter.push(samples, |level| reporter.happened(Happening::Level(level.rms_dbfs)));
-        for Detection { phrase, score, level_dbfs, .. } in self.listener.push(samples)? {
+        for Detection { phrase, score, level_dbfs, at } in self.listener.push(samples)? {
             tracing::warn!(phrase, score, level_dbfs, "keyphrase detected");
-            reporter.happened(Happening::Detected { phrase: phrase.clone(), score });
+            reporter.happened(Happening::Detected { phrase: phrase.clone(), score, at });
             let model = Model::NAME.to_owned();
             let heard = Occurrence::KeyphraseDetected { phrase, score, model, level_dbfs };
             reporter.report_blocking(&heard)?;

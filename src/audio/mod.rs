@@ -18,9 +18,11 @@
 //! window itself, and a filter between it and the microphone would change what it was measured on.
 
 mod convert;
+mod health;
 mod level;
 
 pub use convert::{AudioError, Converter, Format};
+pub use health::{Ailment, Health};
 pub use level::{Level, Meter, SILENCE_DBFS, rms_dbfs};
 
 /// The one sample rate behind this module, in Hz.

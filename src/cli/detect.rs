@@ -1,15 +1,20 @@
 //! `hark detect`: the voice detector over sound files.
 
-use std::io::Write;
+mod eval;
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::{Failure, exit};
+use crate::audio::SAMPLE_RATE_HZ;
 use crate::driver::audio_file::AudioFile;
 use crate::driver::models;
-use crate::voice::{Detection, Detector, Model, OperatingPoint, Settings};
+use crate::voice::{Detection, Detector, Model, OperatingPoint, ScorePoint, Settings};
+use eval::Evaluation;
 
 /// Runs the voice detector over WAV or FLAC files and prints one line for each detection.
 #[derive(Debug, clap::Args)]
@@ -26,8 +31,16 @@ pub struct Args {
     /// Directory of the voice models, searched before HARK_MODELS, /usr/share/hark/models and ./models
     #[arg(long, value_name = "DIR")]
     models: Option<PathBuf>,
+    /// Write the scores over time to this file: CSV with file, at_s, phrase, score each 100 ms
+    #[arg(long, value_name = "CSV")]
+    scores: Option<PathBuf>,
+    /// Instead of detections print recall by group and false accepts an hour, with 95 % intervals,
+    /// over the clips of a manifest: CSV with path, label (trigger, non-trigger), language, phrase,
+    /// source_package
+    #[arg(long, value_name = "MANIFEST", conflicts_with_all = ["json", "files"])]
+    eval: Option<PathBuf>,
     /// The files: WAV or FLAC, 8 to 192 kHz
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required_unless_present = "eval", value_name = "FILE")]
     files: Vec<PathBuf>,
 }
 
@@ -57,56 +70,154 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<(), Failure> {
     let model = Arc::new(models::load(&search).map_err(|error| io(&error))?);
     let threshold = args.threshold.unwrap_or_else(|| args.point.threshold());
     let settings = Settings { threshold, ..Settings::default() };
+    let mut run = Run { model, settings, scores: None };
+    if let Some(path) = &args.scores {
+        run.scores = Some(Scores::create(path).map_err(|error| io(&error))?);
+    }
     let mut problems = Vec::new();
-    for file in &args.files {
-        let write = |detection: &Detection| write_line(args.json, file, detection, out);
-        match detect_file(&model, &settings, file, write) {
-            Ok(()) => {}
-            Err(Stop::File(problem)) => problems.push(problem),
-            Err(Stop::Output(error)) => {
-                return Err(io(&format!("write standard output: {error}")));
+    match &args.eval {
+        Some(manifest) => evaluate(&mut run, manifest, out, &mut problems)?,
+        None => {
+            for file in &args.files {
+                let write = |detection: &Detection| write_line(args.json, file, detection, out);
+                run.file(file, write).map_or_else(|stop| stop.noted(&mut problems), |_| Ok(()))?;
             }
         }
     }
+    if let Some(scores) = run.scores {
+        scores.finish().map_err(|error| io(&error))?;
+    }
     if problems.is_empty() { Ok(()) } else { Err(io(&problems.join("\n"))) }
+}
+
+fn evaluate(
+    run: &mut Run,
+    manifest: &Path,
+    out: &mut impl Write,
+    problems: &mut Vec<String>,
+) -> Result<(), Failure> {
+    let clips = eval::read_manifest(manifest).map_err(|error| Failure::new(exit::IO, error))?;
+    let mut evaluation = Evaluation::default();
+    for clip in &clips {
+        let mut detections = 0;
+        let count = |_: &Detection| {
+            detections += 1;
+            Ok(())
+        };
+        match run.file(&clip.path, count) {
+            Ok(seconds) => evaluation.add(clip, detections, seconds),
+            Err(stop) => stop.noted(problems)?,
+        }
+    }
+    evaluation
+        .write(out)
+        .map_err(|error| Failure::new(exit::IO, format!("write standard output: {error}")))
 }
 
 /// Why a file was not done to its end.
 enum Stop {
     /// The file cannot be used: go on with the next.
     File(String),
-    /// Nobody reads any more: go on with nothing.
-    Output(std::io::Error),
+    /// Nobody takes what comes of it any more: go on with nothing.
+    Output(String),
 }
 
-fn detect_file(
-    model: &Arc<Model>,
-    settings: &Settings,
-    path: &Path,
-    mut write: impl FnMut(&Detection) -> std::io::Result<()>,
-) -> Result<(), Stop> {
-    let problem = |error: &dyn std::fmt::Display| Stop::File(error.to_string());
-    let mut detector =
-        Detector::new(Arc::clone(model), settings).map_err(|error| problem(&error))?;
-    let mut file = AudioFile::open(path).map_err(|error| problem(&error))?;
-    let mut block = Vec::new();
-    // A damaged file still holds sound up to where the damage is.
-    let ended = loop {
-        block.clear();
-        let more = file.next_block(&mut block);
-        for detection in detector.push(&block).map_err(|error| problem(&error))? {
-            write(&detection).map_err(Stop::Output)?;
+impl Stop {
+    fn noted(self, problems: &mut Vec<String>) -> Result<(), Failure> {
+        match self {
+            Self::File(problem) => problems.push(problem),
+            Self::Output(problem) => return Err(Failure::new(exit::IO, problem)),
         }
-        match more {
-            Ok(true) => {}
-            Ok(false) => break Ok(()),
-            Err(error) => break Err(problem(&error)),
-        }
-    };
-    for detection in detector.finish().map_err(|error| problem(&error))? {
-        write(&detection).map_err(Stop::Output)?;
+        Ok(())
     }
-    ended
+}
+
+/// What all files share.
+struct Run {
+    model: Arc<Model>,
+    settings: Settings,
+    scores: Option<Scores>,
+}
+
+impl Run {
+    /// Hands the detections of a file to `write`; returns how many seconds of sound it holds.
+    fn file(
+        &mut self,
+        path: &Path,
+        mut write: impl FnMut(&Detection) -> std::io::Result<()>,
+    ) -> Result<f64, Stop> {
+        let problem = |error: &dyn std::fmt::Display| Stop::File(error.to_string());
+        let output = |error| Stop::Output(format!("write standard output: {error}"));
+        let mut detector = Detector::new(Arc::clone(&self.model), &self.settings)
+            .map_err(|error| problem(&error))?;
+        if self.scores.is_some() {
+            detector.keep_scores();
+        }
+        let mut file = AudioFile::open(path).map_err(|error| problem(&error))?;
+        let (mut block, mut samples) = (Vec::new(), 0);
+        // A damaged file still holds sound up to where the damage is.
+        let ended = loop {
+            block.clear();
+            let more = file.next_block(&mut block);
+            samples += block.len();
+            for detection in detector.push(&block).map_err(|error| problem(&error))? {
+                write(&detection).map_err(output)?;
+            }
+            self.keep(path, &mut detector)?;
+            match more {
+                Ok(true) => {}
+                Ok(false) => break Ok(samples as f64 / f64::from(SAMPLE_RATE_HZ)),
+                Err(error) => break Err(problem(&error)),
+            }
+        };
+        for detection in detector.finish().map_err(|error| problem(&error))? {
+            write(&detection).map_err(output)?;
+        }
+        self.keep(path, &mut detector)?;
+        ended
+    }
+
+    fn keep(&mut self, path: &Path, detector: &mut Detector) -> Result<(), Stop> {
+        let Some(scores) = &mut self.scores else { return Ok(()) };
+        scores.add(path, detector.take_scores()).map_err(Stop::Output)
+    }
+}
+
+/// The file of `--scores`.
+struct Scores {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl Scores {
+    fn create(path: &Path) -> Result<Self, String> {
+        let file =
+            File::create(path).map_err(|error| format!("create {}: {error}", path.display()))?;
+        let mut scores = Self { path: path.to_owned(), file: BufWriter::new(file) };
+        let header = writeln!(scores.file, "file,at_s,phrase,score");
+        scores.written(header)?;
+        Ok(scores)
+    }
+
+    fn add(&mut self, file: &Path, points: Vec<ScorePoint>) -> Result<(), String> {
+        let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+        let file = quoted(&file.to_string_lossy());
+        for ScorePoint { at, phrase, score } in points {
+            let (at_s, phrase) = (at.as_secs_f64(), quoted(&phrase));
+            let line = writeln!(self.file, "{file},{at_s:.1},{phrase},{score:.3}");
+            self.written(line)?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<(), String> {
+        let flushed = self.file.flush();
+        self.written(flushed)
+    }
+
+    fn written(&self, result: std::io::Result<()>) -> Result<(), String> {
+        result.map_err(|error| format!("write {}: {error}", self.path.display()))
+    }
 }
 
 fn write_line(

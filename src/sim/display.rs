@@ -81,7 +81,7 @@ impl<W: Write + IsTerminal> Display<W> {
         match happening {
             Happening::Listening(input) => self.line("listening", &format!("to {input}")),
             Happening::Level(dbfs) => self.level_dbfs = *dbfs,
-            Happening::Detected { phrase, score } => {
+            Happening::Detected { phrase, score, .. } => {
                 self.totals.detected += 1;
                 self.line("HEARD", &format!("\"{phrase}\" (score {score:.2})"));
             }

@@ -121,6 +121,7 @@ pub struct Detector {
     windows_run: u64,
     /// Wanted by [`Detector::keep_scores`].
     scores: Option<Vec<ScorePoint>>,
+    scored_until: Duration,
 }
 
 /// How well a phrase fits at best with an end within 100 ms: what a plot over time shows.
@@ -160,6 +161,7 @@ impl Detector {
             position: 0,
             windows_run: 0,
             scores: None,
+            scored_until: Duration::ZERO,
         })
     }
 
@@ -196,11 +198,11 @@ impl Detector {
     }
 
     /// Ends the stream: looks once more at its end, followed by half a second of silence, so that
-    /// a phrase with which a file ends is found.
+    /// a phrase with which a file ends is found. What is pushed afterwards would follow that silence.
     ///
     /// # Errors
     /// As [`Detector::push`].
-    pub fn finish(mut self) -> Result<Vec<Detection>, VoiceError> {
+    pub fn finish(&mut self) -> Result<Vec<Detection>, VoiceError> {
         let silence = [0.0; Meter::BLOCK];
         let whole = MARGIN_FRAMES * FRAME_SAMPLES;
         let ragged = (Meter::BLOCK as u64 - self.position % Meter::BLOCK as u64) as usize;
@@ -254,21 +256,24 @@ impl Detector {
     fn score_points(&mut self, frames: Frames<'_>, margin: usize) {
         let Some(points) = &mut self.scores else { return };
         let last = WINDOW_FRAMES - 1 - margin;
+        let first = last.saturating_sub(HOP_SAMPLES / FRAME_SAMPLES);
+        let mut until = self.scored_until;
         for phrase in &self.phrases {
             let fits = lattice::fits_by_end(&phrase.pattern, frames);
-            let first = last.saturating_sub(HOP_SAMPLES / FRAME_SAMPLES);
             for end in (first..last).step_by(POINT_FRAMES) {
+                let before_end = (WINDOW_FRAMES - 1 - end - POINT_FRAMES) * FRAME_SAMPLES;
+                let at = time_of(self.position.saturating_sub(before_end as u64));
+                // Before the start of the stream, or shown by the window before.
+                if at <= self.scored_until {
+                    continue;
+                }
+                until = until.max(at);
                 let within = fits.iter().skip(end).take(POINT_FRAMES).flatten();
                 let score = within.map(|&fit| phrase.score(fit)).fold(0.0, f32::max);
-                let before_end = (WINDOW_FRAMES - 1 - end - POINT_FRAMES) * FRAME_SAMPLES;
-                let Some(position) = self.position.checked_sub(before_end as u64) else { continue };
-                points.push(ScorePoint {
-                    at: time_of(position),
-                    phrase: phrase.text.clone(),
-                    score,
-                });
+                points.push(ScorePoint { at, phrase: phrase.text.clone(), score });
             }
         }
+        self.scored_until = until;
     }
 
     fn candidates(&self, frames: Frames<'_>) -> Vec<Candidate> {

@@ -194,8 +194,8 @@ impl OperatingPoint {
     pub fn threshold(self) -> f32 {
         match self {
             Self::Sensitive => 0.44,
-            Self::Balanced => 0.55,
-            Self::Quiet => 0.7,
+            Self::Balanced => 0.62,
+            Self::Quiet => 0.85,
         }
     }
 
