@@ -117,12 +117,13 @@ const MIN_PHONEMES: usize = 3;
 const MAX_PHONEMES: usize = 16;
 
 /// The phrases whose pronunciation is built in. In "hilfe" the vowel is closer to a German short
-/// `ɪ` than what the model heard as `ɪ` in English, hence `i` beside it.
+/// `ɪ` than what the model heard as `ɪ` in English, hence `i` beside it; its last vowel is heard as
+/// `ɝ` as often as `ə`.
 const BUILTIN: &[(&str, &str)] = &[
     ("help", "h ɛ l p"),
     ("help me", "h ɛ l p | m i"),
-    ("hilfe", "h ɪ/i l f ə"),
-    ("zu hilfe", "ts u | h ɪ/i l f ə"),
+    ("hilfe", "h ɪ/i l f ə/ɝ"),
+    ("zu hilfe", "ts u | h ɪ/i l f ə/ɝ"),
 ];
 
 fn builtin_list() -> String {
