@@ -315,7 +315,7 @@ impl<S: Store> Outbox<S> {
             let pairs = self.store.range(&from, &to, READ_PAIRS).map_err(OutboxError::Read)?;
             for (key, value) in &pairs {
                 if page.add(key, value) == Full::Yes {
-                    return Ok(page.finish(false));
+                    return self.agreed(lane, page.finish(false));
                 }
             }
             match pairs.last() {
@@ -323,9 +323,34 @@ impl<S: Store> Outbox<S> {
                     from.clone_from(key);
                     from.push(0);
                 }
-                _ => return Ok(page.finish(true)),
+                _ => return self.agreed(lane, page.finish(true)),
             }
         }
+    }
+
+    /// A page whose records are found by their keys as well. In a damaged index a record can be
+    /// met in passing and not be found: it could then never be removed, and would come again and
+    /// again.
+    ///
+    /// A lane that counts records and holds none has lost them where nothing noticed.
+    fn agreed(&self, lane: Lane, page: Page) -> Result<Page, OutboxError> {
+        let counted = self.state.records[lane.index()];
+        if page.records.is_empty() && page.damaged.is_empty() && counted > 0 {
+            let (first, end) = (keys::part(lane, Position(0), 0), keys::lane_end(lane));
+            if self.store.range(&first, &end, 1).map_err(OutboxError::Read)?.is_empty() {
+                let cause = format!("lane {lane} counts {counted} records and holds none");
+                return Err(OutboxError::StateDamaged { cause });
+            }
+        }
+        for Record { position, .. } in &page.records {
+            let found =
+                self.store.get(&keys::part(lane, *position, 0)).map_err(OutboxError::Read)?;
+            if found.is_none() {
+                let cause = format!("record {lane}/{position} stands in its lane and is not found");
+                return Err(OutboxError::StateDamaged { cause });
+            }
+        }
+        Ok(page)
     }
 
     /// Records in each lane. Index: [`Lane::index`].
