@@ -201,10 +201,10 @@ async fn watchers_see_the_device_come_vanish_return_and_leave() {
         let (_, notices) = device.shut_down().await;
         assert!(ended_orderly(&notices), "{notices:?}");
         said(&["online", "offline", "online", "offline"]);
-        assert!(
-            broker.log().contains("Received DISCONNECT from flat-12"),
-            "no will, but a goodbye"
-        );
+        // The broker writes its log after it has acted.
+        support::wait_until("no will, but a goodbye", || {
+            broker.log().contains("Received DISCONNECT from flat-12")
+        });
         assert!(kept().wait_for_payload(b"offline").retained);
     }
 }
