@@ -121,6 +121,12 @@ impl Mosquitto {
         });
     }
 
+    /// SIGSTOP: it stands and answers nothing until it is killed.
+    pub fn freeze(&self) {
+        let pid = self.child.as_ref().expect("it runs").id().to_string();
+        assert!(Command::new("kill").args(["-STOP", &pid]).status().expect("kill").success());
+    }
+
     /// kill -9: what a power cut does to a broker.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {

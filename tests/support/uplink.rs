@@ -121,6 +121,24 @@ impl Device {
         self.wait_for(|n| matches!(n, Notice::Connected { .. })).await
     }
 
+    /// Hands in up to two more while a frozen broker acknowledges nothing; returns those that found
+    /// no room. Either way something is in flight then: the second finds room only once the session
+    /// has taken the first, and none is found only where the window is full.
+    pub async fn put_in_flight(&mut self, tokens: [u64; 2]) -> Vec<u64> {
+        let mut left = Vec::new();
+        for token in tokens {
+            let room = timeout(Duration::from_secs(1), self.outgoing.reserve()).await;
+            match room {
+                Ok(permit) if left.is_empty() => {
+                    permit.expect("the uplink runs").send(outgoing(token));
+                    self.open.insert(token);
+                }
+                _ => left.push(token),
+            }
+        }
+        left
+    }
+
     /// Hands in `tokens` as fast as they are taken, until everything handed in so far is acknowledged
     /// or `enough` says so of those acknowledged. Returns the tokens that were not handed in.
     pub async fn publish(
