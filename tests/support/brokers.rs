@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -84,17 +85,34 @@ pub struct Nats {
 
 impl Nats {
     pub fn start() -> Self {
+        let mut nats = Self::configured("hark-test", "");
+        nats.restart();
+        nats
+    }
+
+    /// Three nodes that keep every message three times.
+    pub fn cluster() -> [Self; 3] {
+        let ports = [free_port(), free_port(), free_port()];
+        let routes = ports.map(|port| format!("\"nats-route://127.0.0.1:{port}\"")).join(", ");
+        let mut nodes = ports.map(|port| {
+            let cluster =
+                format!("cluster {{ name: hark, listen: 127.0.0.1:{port}, routes: [{routes}] }}\n");
+            Self::configured(&format!("hark-{port}"), &cluster)
+        });
+        nodes.iter_mut().for_each(Broker::restart);
+        nodes
+    }
+
+    fn configured(name: &str, cluster: &str) -> Self {
         let dir = tempfile::tempdir().expect("directory");
         let (client, port) = (free_port(), free_port());
         let conf = format!(
-            "listen: 127.0.0.1:{client}\nserver_name: hark-test\n\
-             jetstream {{ store_dir: {:?} }}\nmqtt {{ listen: \"127.0.0.1:{port}\" }}\n",
+            "listen: 127.0.0.1:{client}\nserver_name: {name}\njetstream {{ store_dir: {:?} }}\n\
+             mqtt {{ listen: \"127.0.0.1:{port}\" }}\n{cluster}",
             dir.path().join("jetstream"),
         );
         fs::write(dir.path().join("nats.conf"), conf).expect("nats.conf");
-        let mut nats = Self { port, dir, group: None };
-        nats.restart();
-        nats
+        Self { port, dir, group: None }
     }
 }
 
@@ -120,31 +138,66 @@ pub struct RabbitMq {
     port: u16,
     amqp: u16,
     distribution: u16,
-    epmd_port: u16,
-    _epmd: Group,
+    epmd: Arc<Epmd>,
     dir: TempDir,
     group: Option<Group>,
 }
 
+/// Erlang's register of nodes; nodes of one cluster share it.
+struct Epmd {
+    port: u16,
+    _group: Group,
+}
+
+impl Epmd {
+    fn start() -> Arc<Self> {
+        let port = free_port();
+        let mut command = Command::new("epmd");
+        command.args(["-port", &port.to_string()]).env("ERL_EPMD_ADDRESS", "127.0.0.1");
+        Arc::new(Self { port, _group: Group::spawn(&mut command) })
+    }
+}
+
 impl RabbitMq {
     pub fn start() -> Self {
-        let dir = tempfile::tempdir().expect("directory");
-        let (port, amqp, distribution, epmd_port) =
-            (free_port(), free_port(), free_port(), free_port());
-        let conf = format!(
-            "listeners.tcp.1 = 127.0.0.1:{amqp}\nmqtt.listeners.tcp.1 = 127.0.0.1:{port}\n\
-             mqtt.allow_anonymous = true\nmqtt.prefetch = 1000\ndisk_free_limit.absolute = 50MB\n"
-        );
-        fs::write(dir.path().join("rabbitmq.conf"), conf).expect("rabbitmq.conf");
-        fs::write(dir.path().join("plugins"), "[rabbitmq_mqtt].\n").expect("plugins");
-        let mut epmd = Command::new("epmd");
-        epmd.args(["-port", &epmd_port.to_string()]).env("ERL_EPMD_ADDRESS", "127.0.0.1");
-        let epmd = Group::spawn(&mut epmd);
-        let mut rabbit =
-            Self { port, amqp, distribution, epmd_port, _epmd: epmd, dir, group: None };
+        let mut rabbit = Self::configured(free_port(), Epmd::start(), "");
         rabbit.restart();
         rabbit
     }
+
+    /// Three nodes; the queue of a durable subscriber is kept by a majority of them.
+    pub fn cluster() -> [Self; 3] {
+        let epmd = Epmd::start();
+        let ports = [free_port(), free_port(), free_port()];
+        let mut members = String::from(
+            "cluster_formation.peer_discovery_backend = classic_config\n\
+             mqtt.durable_queue_type = quorum\n",
+        );
+        for (n, port) in (1..).zip(ports) {
+            members +=
+                &format!("cluster_formation.classic_config.nodes.{n} = {}\n", node_name(port));
+        }
+        let mut nodes = ports.map(|port| Self::configured(port, Arc::clone(&epmd), &members));
+        nodes.iter_mut().for_each(Broker::restart);
+        nodes
+    }
+
+    fn configured(amqp: u16, epmd: Arc<Epmd>, more: &str) -> Self {
+        let dir = tempfile::tempdir().expect("directory");
+        let (port, distribution) = (free_port(), free_port());
+        let conf = format!(
+            "listeners.tcp.1 = 127.0.0.1:{amqp}\nmqtt.listeners.tcp.1 = 127.0.0.1:{port}\n\
+             mqtt.allow_anonymous = true\nmqtt.prefetch = 1000\n\
+             disk_free_limit.absolute = 50MB\n{more}"
+        );
+        fs::write(dir.path().join("rabbitmq.conf"), conf).expect("rabbitmq.conf");
+        fs::write(dir.path().join("plugins"), "[rabbitmq_mqtt].\n").expect("plugins");
+        Self { port, amqp, distribution, epmd, dir, group: None }
+    }
+}
+
+fn node_name(amqp: u16) -> String {
+    format!("hark-{amqp}@localhost")
 }
 
 impl Broker for RabbitMq {
@@ -162,9 +215,9 @@ impl Broker for RabbitMq {
         let mut command = Command::new(RABBITMQ);
         command
             .env("HOME", self.dir.path())
-            .env("ERL_EPMD_PORT", self.epmd_port.to_string())
+            .env("ERL_EPMD_PORT", self.epmd.port.to_string())
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
-            .env("RABBITMQ_NODENAME", format!("hark-{}@localhost", self.amqp))
+            .env("RABBITMQ_NODENAME", node_name(self.amqp))
             .env("RABBITMQ_NODE_PORT", self.amqp.to_string())
             .env("RABBITMQ_DIST_PORT", self.distribution.to_string())
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-setcookie hark-test")
