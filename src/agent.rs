@@ -278,7 +278,9 @@ fn start_outbox(
         bytes: outbox_open::payload_limit(config.outbox.max_size),
         expiry: config.outbox.expiry_telemetry,
     };
-    let outbox = outbox.with_chronicle(chronicle.clone()).with_limits(limits);
+    let max_size = config.outbox.max_size;
+    let mut outbox = outbox.with_chronicle(chronicle.clone()).with_limits(limits);
+    outbox.store_mut().keep_within(max_size);
     let mut writer = Some((outbox, requests));
     let path = config.outbox.path.clone();
     // Without a budget: the writer opens the outbox again by itself; where that does not help, a
@@ -290,6 +292,7 @@ fn start_outbox(
                 path: path.clone(),
                 chronicle: chronicle.clone(),
                 limits,
+                max_size,
                 clock,
             };
             let stop = stop.receiver();
@@ -307,6 +310,7 @@ struct OutboxDisk {
     ballast: Ballast,
     chronicle: Chronicle,
     limits: Limits,
+    max_size: u64,
     clock: Clock,
 }
 
@@ -325,7 +329,9 @@ impl outbox_writer::Disk<SledStore> for OutboxDisk {
         }
         let outbox = outbox_open::open(&self.path, self.clock)
             .map_err(|e| OutboxError::Failed { cause: e.to_string() })?;
-        Ok(outbox.with_chronicle(self.chronicle.clone()).with_limits(self.limits))
+        let mut outbox = outbox.with_chronicle(self.chronicle.clone()).with_limits(self.limits);
+        outbox.store_mut().keep_within(self.max_size);
+        Ok(outbox)
     }
 
     fn is_short(&mut self) -> bool {

@@ -31,6 +31,7 @@ fn telemetry_without_end_stays_within_max_size_on_disk() {
         .expect("open")
         .with_chronicle(chronicle)
         .with_limits(limits);
+    outbox.store_mut().keep_within(max_size);
     let mut largest = 0;
     let mut id = 0;
     for round in 0..600 {

@@ -51,6 +51,11 @@ const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 /// 5,000 a drained backlog left the same file.
 const CLEAN_EVERY_MS: u64 = 2000;
 
+/// How much may be written before the size of the files is looked at again.
+const LOOK_EVERY_BYTES: usize = 256 * 1024;
+/// How long a commit holds back at most, once the files have their full size.
+const HOLD_BACK: Duration = Duration::from_millis(200);
+
 /// How often and with what pauses sled is asked again while its threads still hold the file.
 const LOCK_ATTEMPTS: u32 = 50;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
@@ -151,6 +156,9 @@ pub struct SledStore {
     marks: Option<Marks>,
     /// Set by a write that failed for want of room.
     full: Cell<Option<io::ErrorKind>>,
+    /// What its files may take, if anybody said, and what was written since they were looked at.
+    max_size: Option<u64>,
+    unlooked: usize,
     _locked: Locked,
 }
 
@@ -184,7 +192,9 @@ impl SledStore {
         }
         let db = open_sled(&directory)?;
         let (path, full) = (directory.clone(), Cell::new(None));
-        let mut store = Self { db, path, marks, full, _locked: locked.clone() };
+        let (max_size, unlooked) = (None, 0);
+        let mut store =
+            Self { db, path, marks, full, max_size, unlooked, _locked: locked.clone() };
         sync_file(&directory.join("conf"))?;
         sync_directory(&directory)?;
         sync_directory(root)?;
@@ -201,6 +211,32 @@ impl SledStore {
     /// The directory cannot be read.
     pub fn size_on_disk(&self) -> Result<u64, StoreError> {
         self.db.size_on_disk().map_err(|e| self.error("measure", &e.to_string()))
+    }
+
+    /// Holds commits back when the files come near this size.
+    ///
+    /// sled reuses a segment once its last page was written elsewhere and no thread can still look at
+    /// it. Its cleaner works at most half of the time and a thread that the kernel has set aside looks
+    /// for as long: whoever writes on without a pause meanwhile makes the file grow. So from three
+    /// quarters on a commit takes longer the more they take, up to [`HOLD_BACK`].
+    pub fn keep_within(&mut self, max_size: u64) {
+        self.max_size = Some(max_size);
+    }
+
+    fn hold_back(&mut self, batch: &Batch) {
+        let Some(max_size) = self.max_size else { return };
+        let bytes = |(key, change): (&[u8], Option<&[u8]>)| key.len() + change.map_or(0, <[u8]>::len);
+        self.unlooked += batch.changes().map(bytes).sum::<usize>();
+        if self.unlooked < LOOK_EVERY_BYTES {
+            return;
+        }
+        self.unlooked = 0;
+        let calm = max_size / 4 * 3;
+        let over = self.size_on_disk().unwrap_or(0).saturating_sub(calm);
+        let share = over as f64 / (max_size - calm).max(1) as f64;
+        if share > 0.0 {
+            std::thread::sleep(HOLD_BACK.mul_f64(share.min(1.0)));
+        }
     }
 
     /// Writes, and sees whether a real sync came of it. The value counts openings, since sled
@@ -264,6 +300,7 @@ impl Store for SledStore {
         if let Some(marks) = &mut self.marks {
             marks.follow(batch);
         }
+        self.hold_back(batch);
         Ok(())
     }
 
