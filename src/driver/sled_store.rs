@@ -193,8 +193,7 @@ impl SledStore {
         let db = open_sled(&directory)?;
         let (path, full) = (directory.clone(), Cell::new(None));
         let (max_size, unlooked) = (None, 0);
-        let mut store =
-            Self { db, path, marks, full, max_size, unlooked, _locked: locked.clone() };
+        let mut store = Self { db, path, marks, full, max_size, unlooked, _locked: locked.clone() };
         sync_file(&directory.join("conf"))?;
         sync_directory(&directory)?;
         sync_directory(root)?;
@@ -225,7 +224,8 @@ impl SledStore {
 
     fn hold_back(&mut self, batch: &Batch) {
         let Some(max_size) = self.max_size else { return };
-        let bytes = |(key, change): (&[u8], Option<&[u8]>)| key.len() + change.map_or(0, <[u8]>::len);
+        let bytes =
+            |(key, change): (&[u8], Option<&[u8]>)| key.len() + change.map_or(0, <[u8]>::len);
         self.unlooked += batch.changes().map(bytes).sum::<usize>();
         if self.unlooked < LOOK_EVERY_BYTES {
             return;
