@@ -26,8 +26,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::clock::Clock;
 use crate::event::{Event, Lane};
 use crate::outbox::{
-    Accepted, Damage, Levels, MAX_COMMIT_EVENTS, Outbox, OutboxError, Page, PageLimit, Position,
-    Record, Store, check_batch,
+    Accepted, Damage, Levels, MAX_COMMIT_EVENTS, Memo, Outbox, OutboxError, Page, PageLimit,
+    Position, Record, Store, check_batch, check_memo,
 };
 
 /// Requests that wait to be taken up at most.
@@ -76,6 +76,7 @@ enum Request {
 #[derive(Debug)]
 struct Append {
     events: Vec<(Lane, Event)>,
+    memos: Vec<Memo>,
     reply: Reply<Vec<Accepted>>,
 }
 
@@ -118,9 +119,22 @@ impl OutboxHandle {
     /// # Errors
     /// The batch breaks a bound, the outbox has failed, or it is closed.
     pub async fn append(&self, events: Vec<(Lane, Event)>) -> Result<Vec<Accepted>, OutboxError> {
+        self.append_with(events, Vec::new()).await
+    }
+
+    /// As [`Self::append`]; the memos become durable in the same commit.
+    ///
+    /// # Errors
+    /// As [`Self::append`]; or a memo is too large.
+    pub async fn append_with(
+        &self,
+        events: Vec<(Lane, Event)>,
+        memos: Vec<Memo>,
+    ) -> Result<Vec<Accepted>, OutboxError> {
         check_batch(&events)?;
+        memos.iter().try_for_each(check_memo)?;
         let (reply, answer) = oneshot::channel();
-        let request = Request::Append(Append { events, reply });
+        let request = Request::Append(Append { events, memos, reply });
         self.requests.send(request).await.map_err(|_| OutboxError::Closed)?;
         answer.await.map_err(|_| OutboxError::Closed)?
     }
@@ -138,7 +152,7 @@ impl OutboxHandle {
     ) -> Result<Vec<Accepted>, OutboxError> {
         check_batch(&events)?;
         let (reply, answer) = oneshot::channel();
-        let request = Request::Append(Append { events, reply });
+        let request = Request::Append(Append { events, memos: Vec::new(), reply });
         self.requests.blocking_send(request).map_err(|_| OutboxError::Closed)?;
         answer.blocking_recv().map_err(|_| OutboxError::Closed)?
     }
@@ -350,8 +364,9 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
     /// Settles what the outbox before this one left open.
     fn begin(&mut self) {
         for (append, accepted) in std::mem::take(&mut self.pending.uncertain).into_iter().rev() {
-            if accepted.iter().all(|accepted| self.holds(accepted)) {
+            if !accepted.is_empty() && accepted.iter().all(|accepted| self.holds(accepted)) {
                 let _ = append.reply.send(Ok(accepted));
+                self.remember_again(append.memos);
             } else {
                 self.pending.events += append.events.len();
                 self.pending.waiting.push_front(append);
@@ -362,6 +377,15 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         // What salvage has to tell is told at once.
         if something || self.outbox.untold().is_some() {
             self.due_in(Duration::ZERO);
+        }
+    }
+
+    /// Salvage finds records and memos by themselves: that the records are there says nothing of
+    /// the memos.
+    fn remember_again(&mut self, memos: Vec<Memo>) {
+        if !memos.is_empty() {
+            let (reply, _) = oneshot::channel();
+            self.pending.waiting.push_front(Append { events: Vec::new(), memos, reply });
         }
     }
 
@@ -562,7 +586,11 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         }
         let mut answers: Vec<(Append, Range<usize>)> = Vec::new();
         while let Some(append) = self.pending.waiting.pop_front() {
-            match group.append(&append.events) {
+            let staged = group.append(&append.events);
+            let staged = staged.and_then(|places| {
+                append.memos.iter().try_for_each(|memo| group.remember(memo)).map(|()| places)
+            });
+            match staged {
                 Ok(places) => answers.push((append, places)),
                 Err(OutboxError::GroupFull) => {
                     self.pending.waiting.push_front(append);

@@ -48,6 +48,22 @@ pub enum OutboxError {
         /// Their bytes in structured JSON.
         bytes: usize,
     },
+    /// A part of the agent wants more remembered than fits: its mistake.
+    #[error("memo `{name}` has {bytes} bytes, more than is kept")]
+    MemoTooLarge {
+        /// Its name.
+        name: String,
+        /// Its size.
+        bytes: usize,
+    },
+    /// A memo is not what was written.
+    #[error("memo `{name}` is damaged: {cause}")]
+    MemoDamaged {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        cause: String,
+    },
     /// The events do not fit beside what the group holds already: commit it and begin another.
     #[error("the group commit is full: commit it first")]
     GroupFull,

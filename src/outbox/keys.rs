@@ -7,6 +7,7 @@
 //! | `x` lane position part | a part of a record that cannot be read, as it was found |
 //! | `d` lane position part | one part of a dead letter |
 //! | `n` lane position 0 | why it is one, and since when |
+//! | `m` name | what another part of the agent remembers |
 //! | `c` lane source | the last sequence of that source in that lane |
 //! | `r` lane position part | one part of a record's frame |
 //!
@@ -40,12 +41,18 @@ pub const STATE: &[u8] = b"s";
 /// The key of what salvage has still to tell.
 pub const SALVAGED: &[u8] = b"l";
 
+const MEMO: u8 = b'm';
 const COUNTER: u8 = b'c';
 const SET_ASIDE: u8 = b'x';
 const DEAD: u8 = b'd';
 const NOTE: u8 = b'n';
 const RECORD: u8 = b'r';
 const RECORD_KEY_BYTES: usize = 1 + 1 + 8 + 1;
+
+/// The key of a memo.
+pub fn memo(name: &str) -> Vec<u8> {
+    [&[MEMO], name.as_bytes()].concat()
+}
 
 /// The key of the counter of a source in a lane.
 pub fn counter(lane: Lane, source: &str) -> Vec<u8> {

@@ -42,6 +42,9 @@
 //!
 //! What cannot be delivered is set aside as a dead letter with its reason ([`Group::deadletter`]).
 //!
+//! What other parts of the agent must remember as long as the world was told of it becomes durable in
+//! the same commit ([`Memo`]).
+//!
 //! `docs/outbox.md` draws the bytes and says how each claim is tested.
 //!
 //! # Deliberately absent
@@ -52,6 +55,7 @@ mod dead;
 mod error;
 mod group;
 pub mod keys;
+mod memo;
 pub mod memory;
 mod page;
 mod queue;
@@ -62,6 +66,7 @@ mod store;
 pub use dead::{DeadLetter, MAX_DEAD_LETTERS};
 pub use error::OutboxError;
 pub use group::Group;
+pub use memo::{MAX_MEMO_BYTES, Memo, check_memo};
 pub use page::{Damage, Page};
 pub use queue::{
     Accepted, Chronicle, Levels, MAX_COMMIT_BYTES, MAX_COMMIT_EVENTS, MAX_SOURCE_BYTES,

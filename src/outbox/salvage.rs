@@ -22,6 +22,7 @@ use super::codec;
 use super::dead::{self, Note};
 use super::error::OutboxError;
 use super::keys::{self, FURTHER_HEADER_BYTES, Joining, MARKER, PART_BYTES};
+use super::memo;
 use super::queue::{Position, Record, Salvaged, State};
 use super::store::Batch;
 use crate::event::{Lane, Losses};
@@ -50,11 +51,15 @@ pub struct Scan {
     sequences: BTreeMap<(String, u8), BTreeSet<u64>>,
     /// Dead letters that once were: their notes by lane and position.
     notes: BTreeMap<(u8, u64), Vec<u8>>,
+    /// Frames of the newest memos by name, with the number of their commit.
+    memos: BTreeMap<String, (u64, Vec<u8>)>,
     state: Option<State>,
     heads: [u64; 3],
     next: [u64; 3],
 }
 
+/// Memos that are looked for: there is a handful of names.
+const MAX_MEMOS: usize = 64;
 /// Copies of one part that are remembered: leaves are written anew with every change.
 const MAX_COPIES: usize = 8;
 
@@ -70,6 +75,7 @@ impl Scan {
                 0xF7 if rest.starts_with(&MARKER) => {
                     self.further_part(file, base + at as u64, rest)
                 }
+                0xA3 if rest.starts_with(memo::MEMO_BEGINS) => self.memo(window, at),
                 0x6B if rest.starts_with(dead::NOTE_BEGINS) => self.note(window, at),
                 0x6D if rest.starts_with(codec::STATE_BEGINS) => self.state(window, at),
                 _ => {}
@@ -145,6 +151,20 @@ impl Scan {
             && let Ok(frame) = codec::encode(&note)
         {
             self.notes.insert((note.lane, note.position), frame);
+        }
+    }
+
+    fn memo(&mut self, window: &[u8], at: usize) {
+        let Some(begin) = at.checked_sub(5) else { return };
+        let Some(stored) = codec::decode_beginning::<memo::Stored>(&window[begin..]) else {
+            return;
+        };
+        let newer = self.memos.get(&stored.memo).is_none_or(|(commit, _)| *commit < stored.commit);
+        if newer
+            && self.memos.len() < MAX_MEMOS
+            && let Ok(frame) = codec::encode(&stored)
+        {
+            self.memos.insert(stored.memo, (stored.commit, frame));
         }
     }
 
@@ -278,6 +298,9 @@ impl Scan {
             if let Some(lane) = Lane::ALL.get(usize::from(*lane)) {
                 batch.put(keys::counter(*lane, source), encode(sequence)?);
             }
+        }
+        for (name, (_, frame)) in &self.memos {
+            batch.put(keys::memo(name), frame.clone());
         }
         let recovered = summary.records.iter().sum();
         let told = Salvaged { cause: cause.to_owned(), recovered, losses };
