@@ -71,6 +71,43 @@ pub enum Occurrence {
         /// Which.
         losses: Losses,
     },
+    /// A button was pressed.
+    ButtonPressed {
+        /// Its name.
+        button: String,
+        /// `short`, `medium`, `long` or `hold`.
+        press: &'static str,
+        /// How long it was down, as far as is known when the press counts.
+        held_ms: u64,
+    },
+    /// A step in the life of an alarm.
+    Alarm {
+        /// Which.
+        step: AlarmStep,
+        /// The alarm's id.
+        alarm: String,
+        /// The `id` of the event that brought it about.
+        cause: Option<String>,
+        /// The alarm is only a test.
+        test: bool,
+        /// What is said of it.
+        data: Value,
+    },
+    /// A request from the cloud was dealt with.
+    Command {
+        /// How it ended.
+        answer: CommandAnswer,
+        /// The request's `id`, where it has one.
+        request: Option<String>,
+        /// The request's `source`, where it has one.
+        from: Option<String>,
+        /// What was asked for: `alarm.cancel`, …
+        command: Option<String>,
+        /// The alarm, or whatever else it was about.
+        subject: Option<String>,
+        /// Why not, in one line.
+        reason: Option<String>,
+    },
     /// An event was set aside since it cannot be delivered.
     EventDeadlettered {
         /// Its `id`.
@@ -86,69 +123,136 @@ pub enum Occurrence {
     },
 }
 
+/// Steps in the life of an alarm; see `crate::alarm`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AlarmStep {
+    /// It was opened and can be called off on the spot.
+    Pending,
+    /// Help is called.
+    Raised,
+    /// It was called off.
+    Cancelled,
+    /// Somebody sees to it.
+    Acknowledged,
+    /// Nobody did: the next contact is called.
+    Escalated,
+    /// It is over.
+    Resolved,
+}
+
+impl AlarmStep {
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Pending => "alarm.call.pending",
+            Self::Raised => "alarm.call.raised",
+            Self::Cancelled => "alarm.call.cancelled",
+            Self::Acknowledged => "alarm.call.acknowledged",
+            Self::Escalated => "alarm.call.escalated",
+            Self::Resolved => "alarm.call.resolved",
+        }
+    }
+
+    fn severity(self) -> &'static str {
+        match self {
+            Self::Raised | Self::Escalated => "ERROR",
+            Self::Pending => "WARN",
+            Self::Cancelled | Self::Acknowledged | Self::Resolved => "INFO",
+        }
+    }
+}
+
+/// How a request from the cloud ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommandAnswer {
+    /// It was carried out.
+    Completed,
+    /// It could not be.
+    Failed,
+    /// It is none, or not allowed.
+    Rejected,
+}
+
 /// What of an event depends on the occurrence.
 struct Description {
     suffix: &'static str,
     lane: Lane,
     severity: &'static str,
     subject: Option<String>,
+    extensions: Vec<(&'static str, String)>,
+    test: bool,
     data: Value,
 }
 
 impl Occurrence {
     fn describe(&self) -> Description {
         match self {
-            Self::KeyphraseDetected { phrase, score, model, level_dbfs } => Description {
-                suffix: "voice.keyphrase.detected",
-                lane: Lane::Alert,
-                severity: "WARN",
-                subject: None,
-                data: json!({
+            Self::KeyphraseDetected { phrase, score, model, level_dbfs } => Description::new(
+                "voice.keyphrase.detected",
+                Lane::Alert,
+                "WARN",
+                None,
+                json!({
                     "phrase": phrase,
                     "score": rounded(*score),
                     "model": model,
                     "level_dbfs": rounded(*level_dbfs),
                 }),
-            },
-            Self::SessionStarted { boot_id, version } => Description {
-                suffix: "device.session.started",
-                lane: Lane::Status,
-                severity: "INFO",
-                subject: None,
-                data: json!({ "boot_id": boot_id, "version": version }),
-            },
-            Self::SessionStopped { reason } => Description {
-                suffix: "device.session.stopped",
-                lane: Lane::Status,
-                severity: "INFO",
-                subject: None,
-                data: json!({ "reason": reason }),
-            },
-            Self::FaultRaised { part, problem } => Description {
-                suffix: "device.fault.raised",
-                lane: Lane::Status,
-                severity: "ERROR",
-                subject: Some(part.clone()),
-                data: json!({ "part": part, "problem": problem }),
-            },
-            Self::FaultCleared { part } => Description {
-                suffix: "device.fault.cleared",
-                lane: Lane::Status,
-                severity: "INFO",
-                subject: Some(part.clone()),
-                data: json!({ "part": part }),
-            },
+            ),
+            Self::SessionStarted { boot_id, version } => Description::new(
+                "device.session.started",
+                Lane::Status,
+                "INFO",
+                None,
+                json!({ "boot_id": boot_id, "version": version }),
+            ),
+            Self::SessionStopped { reason } => Description::new(
+                "device.session.stopped",
+                Lane::Status,
+                "INFO",
+                None,
+                json!({ "reason": reason }),
+            ),
+            Self::FaultRaised { part, problem } => Description::new(
+                "device.fault.raised",
+                Lane::Status,
+                "ERROR",
+                Some(part.clone()),
+                json!({ "part": part, "problem": problem }),
+            ),
+            Self::FaultCleared { part } => Description::new(
+                "device.fault.cleared",
+                Lane::Status,
+                "INFO",
+                Some(part.clone()),
+                json!({ "part": part }),
+            ),
             Self::EventsLost { cause, recovered, losses } => {
                 let mut data = losses.describe(cause);
                 data["recovered"] = (*recovered).into();
-                Description::of_outbox("outbox.events.lost", "ERROR", data)
+                Description::status("outbox.events.lost", "ERROR", data)
             }
             Self::EventsEvicted { cause, losses } => {
-                Description::of_outbox("outbox.events.evicted", "WARN", losses.describe(cause))
+                Description::status("outbox.events.evicted", "WARN", losses.describe(cause))
             }
             Self::EventsExpired { cause, losses } => {
-                Description::of_outbox("outbox.events.expired", "INFO", losses.describe(cause))
+                Description::status("outbox.events.expired", "INFO", losses.describe(cause))
             }
+            Self::ButtonPressed { button, press, held_ms } => {
+                let data = json!({ "button": button, "press": press, "held_ms": held_ms });
+                Description {
+                    lane: Lane::Alert,
+                    subject: Some(button.clone()),
+                    ..Description::status("button.press.detected", "INFO", data)
+                }
+            }
+            Self::Alarm { step, alarm, cause, test, data } => Description {
+                lane: Lane::Alert,
+                subject: Some(alarm.clone()),
+                extensions: cause.iter().map(|id| ("causationid", id.clone())).collect(),
+                test: *test,
+                ..Description::status(step.suffix(), step.severity(), data.clone())
+            },
+            Self::Command { .. } => self.describe_command(),
             Self::EventDeadlettered { id, source, lane, sequence, cause } => {
                 let data = json!({
                     "id": id,
@@ -157,15 +261,46 @@ impl Occurrence {
                     "sequence": sequence,
                     "cause": cause,
                 });
-                Description::of_outbox("outbox.events.deadlettered", "ERROR", data)
+                Description::status("outbox.events.deadlettered", "ERROR", data)
             }
         }
     }
 }
 
+impl Occurrence {
+    fn describe_command(&self) -> Description {
+        let Self::Command { answer, request, from, command, subject, reason } = self else {
+            return Description::status("", "", Value::Null);
+        };
+        let mut data = json!({ "command": command, "source": from });
+        let (suffix, severity) = match answer {
+            CommandAnswer::Completed => ("command.request.completed", "INFO"),
+            CommandAnswer::Failed => ("command.request.failed", "WARN"),
+            CommandAnswer::Rejected => ("command.request.rejected", "WARN"),
+        };
+        if *answer != CommandAnswer::Completed {
+            data["reason"] = reason.clone().into();
+        }
+        let ids = ["correlationid", "causationid"];
+        let extensions = request.iter().flat_map(|id| ids.map(|name| (name, id.clone()))).collect();
+        let subject = subject.clone();
+        Description { subject, extensions, ..Description::status(suffix, severity, data) }
+    }
+}
+
 impl Description {
-    fn of_outbox(suffix: &'static str, severity: &'static str, data: Value) -> Self {
-        Self { suffix, lane: Lane::Status, severity, subject: None, data }
+    fn status(suffix: &'static str, severity: &'static str, data: Value) -> Self {
+        Self::new(suffix, Lane::Status, severity, None, data)
+    }
+
+    fn new(
+        suffix: &'static str,
+        lane: Lane,
+        severity: &'static str,
+        subject: Option<String>,
+        data: Value,
+    ) -> Self {
+        Self { suffix, lane, severity, subject, extensions: Vec::new(), test: false, data }
     }
 }
 
@@ -202,10 +337,24 @@ impl Maker {
         at: WallTime,
         rng: &mut Rng,
     ) -> Result<(Lane, Event), EventError> {
-        let Description { suffix, lane, severity, subject, data } = occurrence.describe();
+        self.make_as(rng.uuid_v7(at), occurrence, at)
+    }
+
+    /// As [`Self::make`], with an id that was given before.
+    ///
+    /// # Errors
+    /// As [`Self::make`].
+    pub fn make_as(
+        &self,
+        id: String,
+        occurrence: &Occurrence,
+        at: WallTime,
+    ) -> Result<(Lane, Event), EventError> {
+        let Description { suffix, lane, severity, subject, extensions, test, data } =
+            occurrence.describe();
         let time = i64::try_from(at.unix_ms).ok().and_then(DateTime::from_timestamp_millis);
         let mut builder = EventBuilderV10::new()
-            .id(rng.uuid_v7(at))
+            .id(id)
             .source(&self.source)
             .ty(format!("{}.{suffix}", self.type_prefix))
             .time(time.unwrap_or(DateTime::UNIX_EPOCH))
@@ -214,6 +363,12 @@ impl Maker {
             .extension("severitytext", severity);
         if let Some(subject) = subject {
             builder = builder.subject(subject);
+        }
+        for (name, value) in extensions {
+            builder = builder.extension(name, value);
+        }
+        if test {
+            builder = builder.extension("testalarm", true);
         }
         let built = builder.build().map_err(|e| EventError::new("", e.to_string()))?;
         Ok((lane, Event::try_from(built)?))
@@ -242,6 +397,10 @@ mod tests {
             Occurrence::EventsLost { cause: text(), recovered: 1, losses: Losses::default() },
             Occurrence::EventsEvicted { cause: text(), losses: Losses::default() },
             Occurrence::EventsExpired { cause: text(), losses: Losses::default() },
+            Occurrence::ButtonPressed { button: text(), press: "short", held_ms: 90 },
+            command(CommandAnswer::Completed),
+            command(CommandAnswer::Failed),
+            command(CommandAnswer::Rejected),
             Occurrence::EventDeadlettered {
                 id: text(),
                 source: text(),
@@ -250,6 +409,12 @@ mod tests {
                 cause: text(),
             },
         ]
+    }
+
+    fn command(answer: CommandAnswer) -> Occurrence {
+        let some = || Some("x".to_owned());
+        let (request, from, command, subject) = (some(), some(), some(), some());
+        Occurrence::Command { answer, request, from, command, subject, reason: some() }
     }
 
     fn make(occurrence: &Occurrence) -> (Lane, Event) {
