@@ -9,6 +9,7 @@
 //!
 //! Absent: reading files other than the text handed in, and the JSON Schema of the configuration.
 
+mod alarm;
 mod reader;
 mod units;
 mod uplink;
@@ -18,6 +19,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use alarm::{Alarm, Button, ButtonContact, Commands, Contact, Route, Signal, TestSchedule};
 use reader::{Entry, Findings, Node, Section};
 pub use reader::{Origin, Problem, Setting};
 pub use units::{format_duration, parse_duration};
@@ -32,6 +34,14 @@ pub struct Config {
     pub audio: AudioInput,
     /// `[voice]`
     pub voice: Voice,
+    /// `[alarm]`
+    pub alarm: Alarm,
+    /// `[signal]`
+    pub signal: Signal,
+    /// `[[button]]`, in the order of the file.
+    pub buttons: Vec<Button>,
+    /// `[commands]`
+    pub commands: Commands,
     /// `[outbox]`
     pub outbox: Outbox,
     /// `[uplink]`
@@ -134,6 +144,8 @@ pub struct Outbox {
 pub struct Ingest {
     /// Unix socket. `None`: switched off.
     pub socket: Option<PathBuf>,
+    /// `[[ingest.route]]`, in the order of the file: the first that fits counts.
+    pub routes: Vec<Route>,
 }
 
 /// The phrases that need no phonemes.
@@ -207,20 +219,32 @@ fn read(root: &mut BTreeMap<String, Entry>, findings: &mut Findings) -> Config {
     let device = device(Section::take_from(root, "device", findings));
     let audio = audio(Section::take_from(root, "audio", findings));
     let voice = voice(Section::take_from(root, "voice", findings));
+    let alarm = alarm::alarm(Section::take_from(root, "alarm", findings));
+    let signal = alarm::signal(Section::take_from(root, "signal", findings));
+    let buttons = alarm::buttons(root, findings);
     let mut outbox = outbox(Section::take_from(root, "outbox", findings));
     let receipts = lanes(Section::take_from(root, "lanes", findings), &mut outbox);
     let uplink = uplink::read(Section::take_from(root, "uplink", findings));
+    let commands = alarm::commands(Section::take_from(root, "commands", findings));
     let ingest = ingest(Section::take_from(root, "ingest", findings));
     ops(Section::take_from(root, "ops", findings));
-    Config { device, audio, voice, outbox, uplink, receipts, ingest }
+    Config {
+        device,
+        audio,
+        voice,
+        alarm,
+        signal,
+        buttons,
+        commands,
+        outbox,
+        uplink,
+        receipts,
+        ingest,
+    }
 }
 
 /// Sections of the contract that no code serves yet, and what the user would miss.
-const NOT_YET: [(&str, &str); 3] = [
-    ("alarm", "a detection is published as it is, without a cancel window"),
-    ("button", "no button is read"),
-    ("sensor", "no sensor is read"),
-];
+const NOT_YET: [(&str, &str); 1] = [("sensor", "no sensor is read")];
 
 fn refuse_the_rest(root: BTreeMap<String, Entry>, findings: &mut Findings) {
     for (key, entry) in root {
@@ -228,8 +252,8 @@ fn refuse_the_rest(root: BTreeMap<String, Entry>, findings: &mut Findings) {
             Some((_, meaning)) => {
                 format!("has no effect in this version ({meaning}); remove the section")
             }
-            None => "is unknown; the sections are device, audio, voice, outbox, lanes, uplink, \
-                     ingest and ops"
+            None => "is unknown; the sections are device, audio, voice, alarm, signal, button, \
+                     outbox, lanes, uplink, commands, ingest and ops"
                 .to_owned(),
         };
         findings.problems.push(Problem { origin: entry.origin, key, message });
@@ -456,12 +480,9 @@ fn ingest(mut section: Section<'_>) -> Ingest {
         },
         |path| reader::quoted(&path.as_ref().map_or(String::new(), |p| p.display().to_string())),
     );
-    if let Some(entry) = section.take("route") {
-        let message = "is not in this version; an event's extension `lane` decides";
-        section.problem("route", entry.origin, message);
-    }
+    let routes = alarm::routes(&mut section);
     section.finish();
-    Ingest { socket }
+    Ingest { socket, routes }
 }
 
 fn ops(mut section: Section<'_>) {

@@ -49,13 +49,10 @@ fn an_unknown_key_is_an_error_that_lists_the_known_ones() {
 #[test]
 fn what_this_version_cannot_honour_is_refused_and_not_ignored() {
     for text in [
-        "[alarm]\ncancel_window = \"10s\"\n",
-        "[[button]]\nname = \"call\"\n",
         "[[sensor]]\nname = \"t\"\n",
         "[uplink]\nmode = \"binary\"\nprotocol = \"3.1.1\"\n",
         "[voice]\nconfirm = \"recogniser\"\n",
         "[ops]\nlisten = \"127.0.0.1:9464\"\n",
-        "[[ingest.route]]\ntype = \"x\"\n",
     ] {
         assert_eq!(problems(text).len(), 1, "{text}: {:?}", problems(text));
     }
@@ -132,6 +129,84 @@ fn keyphrases_are_built_in_or_have_phonemes() {
     for wrong in ["[\"aua\"]", "[\"help\", \"help\"]", "[3]", "\"help\"", "[{ text = \"x\" }]"] {
         let found = problems(&format!("[voice]\nkeyphrases = {wrong}\n"));
         assert_eq!(found.len(), 1, "{wrong}: {found:?}");
+    }
+}
+
+#[test]
+fn an_alarm_is_read_with_its_contacts_and_buttons() {
+    let text = "[alarm]\ntest_schedule = \"wed 10:00\"\nrounds = 2\n\
+                [[alarm.contact]]\nname = \"Anna\"\nexec = [\"/usr/bin/dial\", \"+41\"]\n\
+                [[alarm.contact]]\nname = \"Bert\"\ntimeout = \"30s\"\nexec = [\"/bin/true\"]\n\
+                [[button]]\nname = \"call\"\ngpio = { chip = \"/dev/gpiochip0\", line = 17, active = \"high\" }\n\
+                [[button]]\nname = \"door\"\nevdev = { device = \"/dev/input/event0\", key = \"KEY_PHONE\" }\n\
+                test_hold = \"10s\"\n\
+                [[ingest.route]]\ntype = \"com.example.*\"\nlane = \"alert\"\nalarm = true\n";
+    let config = config(text);
+    let names: Vec<_> = config.alarm.contacts.iter().map(|c| c.name.as_str()).collect();
+    assert_eq!((names, config.alarm.rounds), (vec!["Anna", "Bert"], 2));
+    assert_eq!(config.alarm.contacts[0].timeout, Duration::from_secs(60));
+    let schedule = TestSchedule { weekday: Some(2), minute: 600 };
+    assert_eq!(config.alarm.test_schedule, Some(schedule));
+    assert_eq!(schedule.to_string(), "wed 10:00");
+    let gpio = ButtonContact::Gpio { chip: "/dev/gpiochip0".into(), line: 17, active_low: false };
+    assert_eq!(config.buttons[0].contact, gpio);
+    assert_eq!(config.buttons[0].test_hold, None);
+    let evdev = ButtonContact::Evdev { device: "/dev/input/event0".into(), key: 169 };
+    assert_eq!(config.buttons[1].contact, evdev);
+    let route = Route {
+        pattern: "com.example.".into(),
+        is_prefix: true,
+        lane: Some("alert".into()),
+        alarm: true,
+    };
+    assert_eq!(config.ingest.routes, [route]);
+    assert!(config.alarm.on_keyphrase && config.alarm.on_button && config.commands.enabled);
+}
+
+#[test]
+fn an_alarm_that_could_not_work_is_refused_with_its_line() {
+    let button = |rest: &str| format!("[[button]]\nname = \"b\"\n{rest}\n");
+    let evdev = "evdev = { device = \"/dev/input/event0\", key = \"KEY_PHONE\" }";
+    let table = [
+        ("[alarm]\ntriggers = [\"smoke\"]\n".to_owned(), "2: alarm.triggers has `smoke`"),
+        ("[alarm]\ntest_schedule = \"mon 25:00\"\n".to_owned(), "2: alarm.test_schedule is"),
+        ("[alarm]\nrounds = 0\n".to_owned(), "2: alarm.rounds is 0"),
+        (
+            "[[alarm.contact]]\nname = \"A\"\nexec = [\"dial\"]\n".to_owned(),
+            "1: alarm.contact.A.exec must begin",
+        ),
+        (
+            "[[alarm.contact]]\nexec = [\"/dial\"]\n".to_owned(),
+            "1: alarm.contact[0].name is missing",
+        ),
+        (
+            "[[alarm.contact]]\nname = \"A\"\nexec = [\"/d\"]\n".repeat(6),
+            "alarm.contact stands 6 times",
+        ),
+        ("[commands]\nchannel = \"maybe\"\n".to_owned(), "2: commands.channel is `maybe`"),
+        ("[signal]\ntone = \"\"\n".to_owned(), "2: signal.tone is empty"),
+        (button(""), "1: button.b has one of gpio"),
+        (
+            button(&format!("{evdev}\ngpio = {{ chip = \"/dev/gpiochip0\", line = 1 }}")),
+            "1: button.b has one of gpio",
+        ),
+        (
+            button("evdev = { device = \"/dev/input/event0\", key = \"KEY_ANY\" }"),
+            "3: button.b.evdev.key is `KEY_ANY`",
+        ),
+        (button(&format!("{evdev}\ntest_hold = \"4s\"")), "4: button.b.test_hold is under 5s"),
+        (button(&format!("{evdev}\ntest_hold = \"60s\"")), "4: button.b.test_hold is not shorter"),
+        (button(evdev).repeat(2), "4: button.b.name is `b` a second time"),
+        ("[[ingest.route]]\ntype = \"*x\"\n".to_owned(), "2: ingest.route[0].type is `*x`"),
+        (
+            "[[ingest.route]]\ntype = \"x\"\nalarm = \"yes\"\n".to_owned(),
+            "3: ingest.route[0].alarm is a string",
+        ),
+    ];
+    for (text, message) in table {
+        let found = problems(&text);
+        assert_eq!(found.len(), 1, "{text}: {found:?}");
+        assert!(found[0].contains(message), "{text}: {found:?}");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::reader::{self, Entry, Node, Origin, Section};
+use super::reader::{self, Section};
 
 /// `[uplink]`: the way to the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub enum Protocol {
 pub(super) fn read(mut section: Section<'_>) -> Uplink {
     let url = section
         .checked("url", "mqtt://localhost:1883".to_owned(), broker_url, |url| reader::quoted(url));
-    let fallback_urls = fallback_urls(&mut section);
+    let fallback_urls = section.list("fallback_urls", &[], "[\"mqtts://b.example\"]", broker_url);
     let proxy = section.checked(
         "proxy",
         None,
@@ -132,32 +132,6 @@ fn broker_url(text: &str) -> Result<String, String> {
         }
         _ => Err(format!("is `{text}`; write mqtt://HOST[:PORT], or mqtts, ws or wss")),
     }
-}
-
-fn fallback_urls(section: &mut Section<'_>) -> Vec<String> {
-    let key = "fallback_urls";
-    let (items, origin) = match section.take(key) {
-        None => (Vec::new(), Origin::Default),
-        Some(Entry { node: Node::Array(items), origin }) => (items, origin),
-        Some(Entry { origin, .. }) => {
-            section.problem(key, origin, "must be an array, such as [\"mqtts://b.example\"]");
-            return Vec::new();
-        }
-    };
-    let mut urls = Vec::new();
-    for item in items {
-        let read = match item.node {
-            Node::String(text) => broker_url(&text),
-            _ => Err("holds something that is not a string".to_owned()),
-        };
-        match read {
-            Ok(url) => urls.push(url),
-            Err(message) => section.problem(key, item.origin, message),
-        }
-    }
-    let shown: Vec<_> = urls.iter().map(|url| reader::quoted(url)).collect();
-    section.note(key, format!("[{}]", shown.join(", ")), origin);
-    urls
 }
 
 /// The path of a file; empty: none.

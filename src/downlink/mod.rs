@@ -1,20 +1,25 @@
 //! Cloud → device: what comes on the topics that the device subscribes to.
 //!
 //! Terms: a *receipt* is the consumer's word that it has certain events; the forwarder removes what a
-//! lane keeps until then (`confirm = "receipt"`).
+//! lane keeps until then (`confirm = "receipt"`). A *command* asks the device for something
+//! ([`decode_command`]).
 //!
 //! How it works: a message is a CloudEvent, in structured or (MQTT 5) in binary mode. [`decode`] reads,
 //! checks and bounds it; what is wrong with it is one line for the log. A message that cannot be read is
 //! acknowledged all the same: it would be as wrong the next time.
 //!
-//! Absent: commands.
-//!
 //! Source: `docs/uplink.md` describes the topics for the people on the other side.
+
+mod command;
 
 use std::sync::Arc;
 
-use crate::event::{Data, EventError, Lane, UnknownLane, mqtt};
+use crate::event::{Data, EventError, Lane, UnknownLane, Value, mqtt};
 use crate::uplink::Received;
+
+pub use command::{
+    COMMANDS, Command, DONE_MAX, DONE_MEMO, Done, Rejection, commands_topic, decode_command,
+};
 
 /// The type of a receipt, without or behind any prefix.
 pub const RECEIPT_TYPE: &str = "receipt.events.received";
@@ -37,6 +42,12 @@ pub struct Receipt {
     pub source: Option<String>,
     /// Their ids.
     pub ids: Vec<String>,
+    /// Who says so: the receipt's own `source`.
+    pub by: String,
+    /// The receipt's own `id`.
+    pub id: String,
+    /// When, by the consumer's clock.
+    pub time: Option<String>,
 }
 
 /// Why a message from the cloud cannot be used.
@@ -111,7 +122,14 @@ pub fn decode(message: &Received) -> Result<Receipt, DownlinkError> {
     let data: ReceiptData = serde_json::from_slice(raw).map_err(|e| wrong(e.to_string()))?;
     let lane = data.lane.parse().map_err(|e: UnknownLane| wrong(e.to_string()))?;
     match data.ids.len() {
-        1..=RECEIPT_IDS_MAX => Ok(Receipt { lane, source: data.source, ids: data.ids }),
+        1..=RECEIPT_IDS_MAX => Ok(Receipt {
+            lane,
+            source: data.source,
+            ids: data.ids,
+            by: event.source().to_owned(),
+            id: event.id().to_owned(),
+            time: event.attribute("time").and_then(Value::as_str).map(str::to_owned),
+        }),
         other => Err(wrong(format!("names {other} ids; 1 to {RECEIPT_IDS_MAX}"))),
     }
 }
@@ -139,7 +157,9 @@ mod tests {
         for event_type in ["receipt.events.received", "com.example.receipt.events.received"] {
             let receipt = decode(&message(event_type, data)).expect("a receipt");
             let ids = vec!["a".to_owned(), "b".to_owned()];
-            assert_eq!(receipt, Receipt { lane: Lane::Alert, source: None, ids });
+            let (by, id) = ("/consumer".to_owned(), "r1".to_owned());
+            let expected = Receipt { lane: Lane::Alert, source: None, ids, by, id, time: None };
+            assert_eq!(receipt, expected);
         }
         let data = r#"{"lane":"status","ids":["a"],"source":"/s","later":1}"#;
         let receipt = decode(&message(RECEIPT_TYPE, data)).expect("a receipt");
