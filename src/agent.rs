@@ -3,31 +3,37 @@
 //! ```text
 //!  listening (thread) ─┐                                   ┌─ forwarding (task) ─ uplink ─ broker
 //!  ingest (task) ──────┼─▶ OutboxHandle ─▶ writer (thread) ┘
-//!  reporter ───────────┘
+//!  reporter, alarms ───┘
 //! ```
 //!
 //! Order of shutdown: the sources stop; what waits is sent while the broker answers, at most for
 //! [`DRAIN`]; the uplink says that it goes offline; the outbox closes last. Whatever was not sent
 //! is on the disk and is sent by the next run.
 //!
-//! Absent: alarms, commands and sensors; a detection is published as it is.
+//! Absent: sensors.
 
+mod alarming;
+mod commanding;
 mod forwarding;
 mod listening;
+mod pressing;
 mod reporter;
+mod signalling;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, watch};
 
+use crate::alarm::Signal;
 use crate::cli::{Failure, exit};
 use crate::clock::{Clock, Rng};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::driver::ballast::Ballast;
 use crate::driver::{host, ingest, outbox_open, outbox_writer, sled_store::SledStore, sys};
 use crate::event::{Lane, catalogue::Maker, catalogue::Occurrence};
 use crate::outbox::{Chronicle, Limits, Outbox, OutboxError};
+use crate::sensor::button::Press;
 use crate::supervisor::{Budget, Report, Stage, Supervisor};
 
 pub use listening::{Listener, ListenerFactory};
@@ -64,6 +70,15 @@ pub enum Happening {
         score: f32,
         /// Where the phrase ends, from the start of the stream.
         at: std::time::Duration,
+    },
+    /// An alarm has taken a step.
+    Alarm {
+        /// The alarm's id.
+        alarm: String,
+        /// Which: `pending`, `raised`, …
+        step: &'static str,
+        /// It is only a test.
+        test: bool,
     },
     /// On stable storage.
     Accepted {
@@ -128,6 +143,15 @@ pub enum Happening {
     Waiting([u64; 3]),
 }
 
+/// What somebody does on the spot, where there is no real button: the simulator's keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// Presses a button.
+    Press(Press),
+    /// Calls a pending alarm off.
+    Cancel,
+}
+
 /// What a run is made of besides its configuration; tests and the simulator bring their own.
 #[derive(Debug)]
 pub struct Parts {
@@ -141,6 +165,8 @@ pub struct Parts {
     pub happenings: broadcast::Sender<Happening>,
     /// Files to play after the one that `[audio] input` names.
     pub encore: Vec<PathBuf>,
+    /// What somebody does on the spot; `None`: nobody is there.
+    pub controls: Option<mpsc::Receiver<Control>>,
 }
 
 impl Parts {
@@ -152,6 +178,7 @@ impl Parts {
             listener: ListenerFactory::detector(),
             happenings: broadcast::Sender::new(256),
             encore: Vec::new(),
+            controls: None,
         }
     }
 }
@@ -194,7 +221,7 @@ pub async fn run(
     parts: Parts,
     stop: impl Future<Output = &'static str>,
 ) -> Result<(), Failure> {
-    let Parts { clock, mut rng, listener, happenings, encore } = parts;
+    let Parts { clock, mut rng, listener, happenings, encore, controls } = parts;
     let device = match &config.device.id {
         Some(id) => id.clone(),
         None => host::device_id().map_err(|e| Failure::new(exit::CONFIG, e))?,
@@ -205,21 +232,52 @@ pub async fn run(
     let maker = Maker::new(&device, &config.device.type_prefix);
     let outbox = outbox_open::open(&config.outbox.path, clock)
         .map_err(|e| Failure::new(exit::IO, e.to_string()))?;
+    let alarming = alarming::plan(&config, &outbox);
     let chronicle = Chronicle { maker: maker.clone(), rng: rng.fork() };
 
     let (mut supervisor, mut reports) = Supervisor::new();
     let waiting = outbox.levels();
     let outbox = start_outbox(&mut supervisor, outbox, chronicle, &config, clock);
-    let reporter = Reporter::new(maker, clock, rng.fork(), outbox.clone(), happenings.clone());
+    let reporter =
+        Reporter::new(maker.clone(), clock, rng.fork(), outbox.clone(), happenings.clone());
     tracing::info!(device, outbox = %config.outbox.path.display(), waiting = waiting.total(), "hark {} starts", env!("CARGO_PKG_VERSION"));
 
+    let (alarms_wanted, ingested) = mpsc::channel(ingest::MAX_REQUESTS);
+    let (signal, alarm_signal) = watch::channel(Signal::Off);
+    let fault_signal = reporter.signal();
+    signalling::start(
+        &mut supervisor,
+        &config.signal,
+        alarm_signal,
+        fault_signal,
+        &reporter,
+        clock,
+    );
+    let wires = alarming::Wires {
+        reporter: reporter.clone(),
+        maker,
+        clock,
+        rng: rng.fork(),
+        boot: host::boot_id(),
+        ingested,
+        signal,
+    };
+    let alarms = alarming::start(&mut supervisor, alarming, wires);
     let mut connected =
-        forwarding::start(&mut supervisor, uplink, &outbox, &reporter, clock, rng.fork());
+        forwarding::start(&mut supervisor, uplink, &outbox, &reporter, &alarms, clock, rng.fork());
+    pressing::start(&mut supervisor, &config.buttons, &reporter, &alarms, clock);
+    if let Some(controls) = controls {
+        pressing::start_controls(&mut supervisor, controls, &alarms);
+    }
     if let Some(path) = config.ingest.socket.clone() {
-        start_ingest(&mut supervisor, path, &outbox).await?;
+        let outbox = outbox.clone();
+        let routes = config.ingest.routes.iter().map(route).collect();
+        let targets = ingest::Targets { outbox, routes, alarms: alarms_wanted };
+        start_ingest(&mut supervisor, path, targets).await?;
     }
     if let Some(plan) = listening {
-        listening::start(&mut supervisor, plan, &reporter, clock);
+        let alarms = config.alarm.on_keyphrase.then(|| alarms.clone());
+        listening::start(&mut supervisor, plan, &reporter, alarms, clock);
     }
     // Last, since a status waits for company: nothing that matters more waits for it.
     reporter.report(&started()).await.map_err(|e| Failure::new(exit::IO, e))?;
@@ -242,7 +300,7 @@ pub async fn run(
     }
     report_late(supervisor.stop(Stage::Uplink, PATIENCE).await);
     let levels = outbox.levels();
-    drop((reporter, outbox));
+    drop((reporter, outbox, alarms));
     report_late(supervisor.stop(Stage::Outbox, PATIENCE).await);
     let left = *levels.borrow();
     let _ = happenings.send(Happening::Waiting(left.records));
@@ -339,24 +397,32 @@ impl outbox_writer::Disk<SledStore> for OutboxDisk {
     }
 }
 
+fn route(route: &config::Route) -> ingest::Route {
+    ingest::Route {
+        pattern: route.pattern.clone(),
+        is_prefix: route.is_prefix,
+        lane: route.lane.as_deref().and_then(|lane| lane.parse().ok()),
+        alarm: route.alarm,
+    }
+}
+
 async fn start_ingest(
     supervisor: &mut Supervisor,
     path: PathBuf,
-    outbox: &outbox_writer::OutboxHandle,
+    targets: ingest::Targets,
 ) -> Result<(), Failure> {
     // Bound here once, so that a wrong path ends the start with its message.
     let first =
         ingest::bind(&path).await.map_err(|e| Failure::new(exit::UNAVAILABLE, e.to_string()))?;
     let mut first = Some(first);
-    let outbox = outbox.clone();
     supervisor.task(Stage::Source, "ingest", BUDGET, move |stop| {
-        let (bound, path, outbox) = (first.take(), path.clone(), outbox.clone());
+        let (bound, path, targets) = (first.take(), path.clone(), targets.clone());
         async move {
             let listener = match bound {
                 Some(listener) => listener,
                 None => ingest::bind(&path).await.map_err(|e| e.to_string())?,
             };
-            let served = ingest::serve(listener, outbox, stop.receiver()).await;
+            let served = ingest::serve(listener, targets, stop.receiver()).await;
             served.map_err(|e| format!("serve {}: {e}", path.display()))
         }
     });

@@ -13,6 +13,8 @@ pub mod event;
 pub mod audio;
 pub mod voice;
 
+pub mod sensor;
+
 pub mod alarm;
 
 pub mod outbox;

@@ -11,15 +11,18 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("event", &["clock"]),
     ("audio", &[]),
     ("voice", &["audio"]),
+    ("sensor", &[]),
+    ("alarm", &["clock", "event"]),
     ("outbox", &["clock", "event"]),
     ("uplink", &["clock"]),
     ("forwarder", &["clock", "event", "outbox", "uplink"]),
-    ("downlink", &["event", "uplink"]),
+    ("downlink", &["clock", "event", "uplink"]),
     ("driver", &["audio", "clock", "event", "outbox", "uplink", "voice"]),
     ("supervisor", &[]),
     (
         "agent",
         &[
+            "alarm",
             "audio",
             "cli",
             "clock",
@@ -29,13 +32,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "event",
             "forwarder",
             "outbox",
+            "sensor",
             "supervisor",
             "uplink",
             "voice",
         ],
     ),
     ("sim", &["agent", "cli", "config", "driver", "event", "clock"]),
-    ("cli", &["agent", "audio", "clock", "config", "driver", "event", "sim", "voice"]),
+    ("cli", &["agent", "audio", "clock", "config", "driver", "event", "sensor", "sim", "voice"]),
 ];
 
 /// What only the edge may name: domain modules are synchronous and do no IO.
@@ -52,8 +56,19 @@ const IO: &[&str] = &[
     "hyper",
     "libc",
 ];
-const DOMAIN: &[&str] =
-    &["clock", "config", "event", "audio", "voice", "outbox", "uplink", "forwarder", "downlink"];
+const DOMAIN: &[&str] = &[
+    "clock",
+    "config",
+    "event",
+    "audio",
+    "voice",
+    "sensor",
+    "alarm",
+    "outbox",
+    "uplink",
+    "forwarder",
+    "downlink",
+];
 
 fn sources(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 
 use support::agent::hark;
 
@@ -67,5 +67,39 @@ fn ctrl_c_drains_and_ends_well() {
         last = next();
     }
     assert!(last.ends_with("0 waiting"), "{last}");
+    assert!(child.wait().expect("wait").success());
+}
+
+#[test]
+fn keys_are_the_button_and_the_alarm_is_shown() {
+    let directory = tempfile::tempdir().expect("directory");
+    let config = directory.path().join("hark.toml");
+    std::fs::write(&config, "[audio]\ninput = \"none\"\n").expect("write");
+    let mut command = hark();
+    command.arg("simulate").arg("--config").arg(&config);
+    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut child = command.spawn().expect("run hark simulate");
+    let mut keys = child.stdin.take().expect("piped");
+    let mut shown = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let mut wait_for = |texts: &[&str]| {
+        let mut line = String::new();
+        while !texts.iter().all(|text| line.contains(text)) {
+            line = shown.next().expect("it goes on").expect("text");
+        }
+        line
+    };
+    wait_for(&["connected over"]);
+    for (key, step) in [("b", "pending"), ("c", "cancelled"), ("l", "raised")] {
+        writeln!(keys, "{key}").expect("type");
+        wait_for(&["ALARM", step]);
+    }
+    // A test is told, and does not begin beside a real alarm.
+    writeln!(keys, "t").expect("type");
+    wait_for(&["accepted", "button.press.detected"]);
+    let pid = child.id().to_string();
+    assert!(
+        std::process::Command::new("kill").args(["-INT", &pid]).status().expect("kill").success()
+    );
+    assert!(wait_for(&["done"]).ends_with("0 waiting"));
     assert!(child.wait().expect("wait").success());
 }

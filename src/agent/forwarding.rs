@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
+use super::alarming::{AlarmHandle, Settle};
 use super::{BUDGET, Happening, Reporter};
+use crate::alarm::Actor;
 use crate::cli::{Failure, exit};
 use crate::clock::{Clock, Rng};
 use crate::config;
@@ -44,12 +46,15 @@ pub(super) struct Plan {
     rules: Rules,
 }
 
+/// The part that is at fault while no command can come.
+const COMMANDS: &str = "commands";
+
 /// Checks the settings and reads the password.
 ///
 /// # Errors
 /// 78, naming the key.
 pub(super) fn plan(config: &config::Config, device: &str) -> Result<Plan, Failure> {
-    let rules = rules(config);
+    let (rules, commands) = (rules(config), config.commands.enabled);
     let config = &config.uplink;
     let wrong = |key: &str, e: &dyn std::fmt::Display| {
         Failure::new(exit::CONFIG, format!("uplink.{key}: {e}"))
@@ -101,6 +106,9 @@ pub(super) fn plan(config: &config::Config, device: &str) -> Result<Plan, Failur
     if rules.confirm.contains(&Confirm::Receipt) {
         settings.subscriptions.push(downlink::receipts_topic(device));
     }
+    if commands {
+        settings.subscriptions.push(downlink::commands_topic(device));
+    }
     settings.validate().map_err(|e| wrong("", &e))?;
     let mut driver = driver::Config::new(url, settings);
     driver.fallbacks = fallbacks;
@@ -125,12 +133,13 @@ pub(super) fn start(
     plan: Plan,
     outbox: &OutboxHandle,
     reporter: &Reporter,
+    alarms: &AlarmHandle,
     clock: Clock,
     mut rng: Rng,
 ) -> watch::Receiver<bool> {
     let connected = watch::Sender::new(false);
     let receiver = connected.subscribe();
-    let (outbox, reporter) = (outbox.clone(), reporter.clone());
+    let (outbox, reporter, alarms) = (outbox.clone(), reporter.clone(), alarms.clone());
     supervisor.task(Stage::Uplink, "uplink", BUDGET, move |stop| {
         let (tell, changes) = mpsc::channel(CHANGES);
         let pump = Pump {
@@ -140,6 +149,7 @@ pub(super) fn start(
             rules: plan.rules,
             outbox: outbox.clone(),
             reporter: reporter.clone(),
+            alarms: alarms.clone(),
             clock,
             connected: connected.clone(),
             faults: Faults::default(),
@@ -201,10 +211,10 @@ struct Faults {
 }
 
 /// A part, and its problem if it has one.
-type Change = (&'static str, Option<String>);
+pub(super) type Change = (&'static str, Option<String>);
 
 /// Raises and clears faults in the order in which they were told, until nobody can tell any more.
-async fn report(reporter: Reporter, mut changes: mpsc::Receiver<Change>) {
+pub(super) async fn report(reporter: Reporter, mut changes: mpsc::Receiver<Change>) {
     while let Some((part, problem)) = changes.recv().await {
         match problem {
             Some(problem) => reporter.raise(part, &problem).await,
@@ -221,6 +231,7 @@ struct Pump {
     faults: Faults,
     outbox: OutboxHandle,
     reporter: Reporter,
+    alarms: AlarmHandle,
     clock: Clock,
     connected: watch::Sender<bool>,
     /// An alert waits in the outbox.
@@ -345,9 +356,8 @@ impl Pump {
             self.offer_dead_alerts(self.clock.now()).await?;
         }
         if let Notice::Received { delivery, message } = notice {
-            self.received(message).await?;
-            // Without room it is not acknowledged, and the broker sends it again: receipts may come twice.
-            let _ = delivery.map(|delivery| settled.try_send(delivery));
+            let settle = Settle(delivery.map(|delivery| (settled.clone(), delivery)));
+            self.received(message, settle).await?;
         }
         match self.forwarder.handle(notice, self.clock.now()) {
             None => {}
@@ -450,15 +460,42 @@ impl Pump {
         }
     }
 
-    /// A message from the cloud.
-    async fn received(&mut self, message: &Received) -> Outcome {
+    /// A message from the cloud. Whoever deals with it has it acknowledged.
+    async fn received(&mut self, message: &Received, settle: Settle) -> Outcome {
+        if *message.topic == *downlink::commands_topic(&self.device) {
+            self.alarms.command(message.clone(), settle);
+            return Ok(());
+        }
         let receipt = match downlink::decode(message) {
             Ok(receipt) => receipt,
             Err(error) => {
                 tracing::warn!("downlink: {error}; it is passed over");
+                settle.done();
                 return Ok(());
             }
         };
+        self.settle_receipt(&receipt).await?;
+        // What it says of an alarm must be on the disk before it is acknowledged.
+        if receipt.lane == Lane::Alert
+            && self.rules.confirm[Lane::Alert.index()] == Confirm::Receipt
+        {
+            let actor = Actor {
+                via: "receipt",
+                who: receipt.by,
+                name: None,
+                note: None,
+                at: receipt.time,
+                cause: receipt.id,
+            };
+            self.alarms.receipt(receipt.ids, actor, settle);
+        } else {
+            settle.done();
+        }
+        Ok(())
+    }
+
+    /// The consumer has these events: they are removed.
+    async fn settle_receipt(&mut self, receipt: &downlink::Receipt) -> Outcome {
         let (lane, source) = (receipt.lane, receipt.source.as_deref());
         let (settled, in_flight) = self.forwarder.receipt(lane, source, &receipt.ids);
         tracing::debug!(%lane, named = receipt.ids.len(), removed = settled.len(), in_flight, "receipt");
@@ -495,9 +532,16 @@ impl Pump {
                 };
                 format!("connected over {protocol}{kept}{structured}")
             }
-            Notice::Subscribed => "receipts are subscribed to".to_owned(),
+            Notice::Subscribed => {
+                self.tell(COMMANDS, None);
+                "subscribed to what comes down".to_owned()
+            }
             Notice::SubscriptionRefused { reason } => {
-                self.no_receipts(reason);
+                if reason.contains(&*downlink::commands_topic(&self.device)) {
+                    self.tell(COMMANDS, Some(reason));
+                } else {
+                    self.no_receipts(reason);
+                }
                 reason.clone()
             }
             Notice::Contested { reason } => {

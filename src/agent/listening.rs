@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::alarming::AlarmHandle;
 use super::{BUDGET, Happening, Reporter};
+use crate::alarm::Kind;
 use crate::audio::{Health, Meter, SAMPLE_RATE_HZ};
 use crate::cli::{Failure, exit};
 use crate::clock::Clock;
@@ -143,12 +145,21 @@ pub(super) fn plan(
 }
 
 /// Starts the thread.
-pub(super) fn start(supervisor: &mut Supervisor, plan: Plan, reporter: &Reporter, clock: Clock) {
+///
+/// `alarms` where what is heard makes an alarm.
+pub(super) fn start(
+    supervisor: &mut Supervisor,
+    plan: Plan,
+    reporter: &Reporter,
+    alarms: Option<AlarmHandle>,
+    clock: Clock,
+) {
     let Plan { mut input, mut make } = plan;
     let reporter = reporter.clone();
     supervisor.thread(Stage::Source, "detector", BUDGET, move |stop| {
         let meter = Meter::new();
-        let mut ear = Ear { listener: make()?, reporter: &reporter, meter, watch: None };
+        let (listener, alarms) = (make()?, alarms.as_ref());
+        let mut ear = Ear { listener, reporter: &reporter, alarms, meter, watch: None };
         while !stop.is_set() {
             let problem = match input.open(clock) {
                 Ok(stream) => match listen(stream, &input, &mut ear, &stop, clock)? {
@@ -263,6 +274,7 @@ fn listen(
 struct Ear<'a> {
     listener: Box<dyn Listener>,
     reporter: &'a Reporter,
+    alarms: Option<&'a AlarmHandle>,
     meter: Meter,
     /// Of a device.
     watch: Option<Watch>,
@@ -304,8 +316,12 @@ impl Ear<'_> {
             tracing::warn!(phrase, score, level_dbfs, "keyphrase detected");
             reporter.happened(Happening::Detected { phrase: phrase.clone(), score, at });
             let model = Model::NAME.to_owned();
+            let text = format!("\"{phrase}\" was heard");
             let heard = Occurrence::KeyphraseDetected { phrase, score, model, level_dbfs };
-            reporter.report_blocking(&heard)?;
+            match self.alarms {
+                Some(alarms) => alarms.trigger_blocking(&heard, Kind::Keyphrase, text)?,
+                None => reporter.report_blocking(&heard)?,
+            }
         }
         Ok(())
     }

@@ -3,15 +3,17 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use super::Happening;
+use crate::alarm::Signal;
 use crate::clock::{Clock, Rng};
 use crate::driver::outbox_writer::OutboxHandle;
 use crate::event::Event;
 use crate::event::Lane;
 use crate::event::catalogue::{Maker, Occurrence};
-use crate::outbox::Accepted;
+use crate::outbox::{Accepted, Memo};
+use crate::supervisor::Outcome;
 
 /// Cheap to clone; all clones share the faults.
 #[derive(Debug, Clone)]
@@ -27,6 +29,12 @@ struct Shared {
     outbox: OutboxHandle,
     happenings: broadcast::Sender<Happening>,
     at_fault: Mutex<BTreeSet<String>>,
+    /// What of it the person beside the device is to see.
+    signal: watch::Sender<Signal>,
+}
+
+fn event_types(events: &[(Lane, Event)]) -> Vec<String> {
+    events.iter().map(|(_, event)| event.event_type().to_owned()).collect()
 }
 
 /// A thread that panicked with the lock held left nothing half done in these small values.
@@ -43,7 +51,25 @@ impl Reporter {
         happenings: broadcast::Sender<Happening>,
     ) -> Self {
         let (rng, at_fault) = (Mutex::new(rng), Mutex::default());
-        Self { shared: Arc::new(Shared { maker, clock, rng, outbox, happenings, at_fault }) }
+        let signal = watch::Sender::new(Signal::Off);
+        let shared = Shared { maker, clock, rng, outbox, happenings, at_fault, signal };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// What light and tone are to say of the faults.
+    pub(super) fn signal(&self) -> watch::Receiver<Signal> {
+        self.shared.signal.subscribe()
+    }
+
+    fn signal_faults(&self, at_fault: &BTreeSet<String>) {
+        let signal = if ["microphone", "detector"].iter().any(|part| at_fault.contains(*part)) {
+            Signal::MicrophoneDead
+        } else if at_fault.contains("uplink") {
+            Signal::PathDown
+        } else {
+            Signal::Off
+        };
+        self.shared.signal.send_if_modified(|was| std::mem::replace(was, signal) != signal);
     }
 
     /// Tells whoever watches; nobody may.
@@ -55,37 +81,44 @@ impl Reporter {
     ///
     /// # Errors
     /// One line: the event could not be made or stored.
-    pub(super) async fn report(&self, occurrence: &Occurrence) -> Result<(), String> {
-        let (lane, event) = self.make(occurrence)?;
-        let event_type = event.event_type().to_owned();
-        let accepted = self.shared.outbox.append(vec![(lane, event)]).await;
-        self.accepted(event_type, accepted.map_err(|e| e.to_string())?);
+    pub(super) async fn report(&self, occurrence: &Occurrence) -> Outcome {
+        let event = self.make(occurrence)?;
+        self.commit(vec![event], Vec::new()).await
+    }
+
+    /// Returns once these events and memos are on stable storage, in one commit.
+    ///
+    /// # Errors
+    /// One line: nothing was stored.
+    pub(super) async fn commit(&self, events: Vec<(Lane, Event)>, memos: Vec<Memo>) -> Outcome {
+        let types = event_types(&events);
+        let accepted = self.shared.outbox.append_with(events, memos).await;
+        self.accepted(types, accepted.map_err(|e| e.to_string())?);
         Ok(())
     }
 
     /// The same for a thread.
-    pub(super) fn report_blocking(&self, occurrence: &Occurrence) -> Result<(), String> {
-        let (lane, event) = self.make(occurrence)?;
-        let event_type = event.event_type().to_owned();
-        let accepted = self.shared.outbox.append_blocking(vec![(lane, event)]);
-        self.accepted(event_type, accepted.map_err(|e| e.to_string())?);
+    pub(super) fn report_blocking(&self, occurrence: &Occurrence) -> Outcome {
+        let events = vec![self.make(occurrence)?];
+        let types = event_types(&events);
+        let accepted = self.shared.outbox.append_blocking(events);
+        self.accepted(types, accepted.map_err(|e| e.to_string())?);
         Ok(())
     }
 
-    fn make(&self, occurrence: &Occurrence) -> Result<(Lane, Event), String> {
+    /// An event of the agent's own, not stored yet.
+    ///
+    /// # Errors
+    /// One line: it breaks a rule of CloudEvents.
+    pub(super) fn make(&self, occurrence: &Occurrence) -> Result<(Lane, Event), String> {
         let Shared { maker, clock, rng, .. } = &*self.shared;
         maker.make(occurrence, clock.wall(), &mut lock(rng)).map_err(|e| e.to_string())
     }
 
-    fn accepted(&self, event_type: String, accepted: Vec<Accepted>) {
-        for Accepted { id, lane, sequence, .. } in accepted {
+    fn accepted(&self, types: Vec<String>, accepted: Vec<Accepted>) {
+        for (event_type, Accepted { id, lane, sequence, .. }) in types.into_iter().zip(accepted) {
             tracing::info!(id, %lane, sequence, event_type, "accepted");
-            self.happened(Happening::Accepted {
-                id,
-                lane,
-                event_type: event_type.clone(),
-                sequence,
-            });
+            self.happened(Happening::Accepted { id, lane, event_type, sequence });
         }
     }
 
@@ -120,16 +153,24 @@ impl Reporter {
     fn newly_raised(&self, part: &str, problem: &str) -> Option<Occurrence> {
         tracing::error!(part, "{problem}");
         let (part, problem) = (part.to_owned(), problem.to_owned());
-        if !lock(&self.shared.at_fault).insert(part.clone()) {
-            return None;
+        {
+            let mut at_fault = lock(&self.shared.at_fault);
+            if !at_fault.insert(part.clone()) {
+                return None;
+            }
+            self.signal_faults(&at_fault);
         }
         self.happened(Happening::Fault { part: part.clone(), problem: problem.clone() });
         Some(Occurrence::FaultRaised { part, problem })
     }
 
     fn newly_cleared(&self, part: &str) -> Option<Occurrence> {
-        if !lock(&self.shared.at_fault).remove(part) {
-            return None;
+        {
+            let mut at_fault = lock(&self.shared.at_fault);
+            if !at_fault.remove(part) {
+                return None;
+            }
+            self.signal_faults(&at_fault);
         }
         tracing::info!(part, "works again");
         self.happened(Happening::Mended(part.to_owned()));

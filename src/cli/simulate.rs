@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 
 use super::{Failure, config, exit, runtime};
-use crate::agent::{self, Happening, Parts};
+use crate::agent::{self, Control, Happening, Parts};
 use crate::config::{Loaded, Origin, parse_duration};
+use crate::sensor::button::Press;
 use crate::sim::broker::{self, Broker};
 use crate::sim::display::{Display, is_event_topic};
 
@@ -78,6 +79,7 @@ fn load(args: &Args, url: &str, recordings: &[PathBuf], scratch: &Path) -> Resul
     let simulated = [
         ("device.id", "HARK__DEVICE__ID", "simulated".to_owned(), false),
         ("audio.input", "HARK__AUDIO__INPUT", first, !args.wav.is_empty()),
+        ("signal.tone", "HARK__SIGNAL__TONE", "none".to_owned(), false),
         ("outbox.path", "HARK__OUTBOX__PATH", in_scratch("outbox"), false),
         ("ingest.socket", "HARK__INGEST__SOCKET", in_scratch("ingest.sock"), false),
         ("uplink.url", "HARK__UPLINK__URL", url.to_owned(), args.broker.is_some()),
@@ -99,6 +101,7 @@ async fn simulate(
 ) -> Result<u64, Failure> {
     let mut parts = Parts::device();
     parts.encore = recordings.into_iter().skip(1).collect();
+    parts.controls = Some(keys()?);
     let mut display = Display::new(std::io::stdout(), parts.clock);
     introduce(&mut display, &loaded, broker.is_some());
     let happenings = parts.happenings.subscribe();
@@ -110,6 +113,29 @@ async fn simulate(
     outcome.map(|()| waiting)
 }
 
+/// What is typed, a line each: the device's button.
+fn keys() -> Result<mpsc::Receiver<Control>, Failure> {
+    let (sender, controls) = mpsc::channel(8);
+    let read = move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            let control = match line.trim() {
+                "b" => Control::Press(Press::Short),
+                "l" => Control::Press(Press::Long),
+                "t" => Control::Press(Press::Hold),
+                "c" => Control::Cancel,
+                _ => continue,
+            };
+            if sender.blocking_send(control).is_err() {
+                return;
+            }
+        }
+    };
+    // It waits for a line in the system and cannot be told to end; it ends with the process.
+    let thread = std::thread::Builder::new().name("keys".to_owned()).spawn(read);
+    thread.map_err(|e| Failure::new(exit::UNAVAILABLE, format!("start thread keys: {e}")))?;
+    Ok(controls)
+}
+
 fn introduce(display: &mut Display<std::io::Stdout>, loaded: &Loaded, embedded: bool) {
     let of = |key: &str| {
         let found = loaded.settings.iter().find(|s| s.key == key);
@@ -118,6 +144,7 @@ fn introduce(display: &mut Display<std::io::Stdout>, loaded: &Loaded, embedded: 
     let embedded = if embedded { " (embedded)" } else { "" };
     display.line("broker", &format!("{}{embedded}", of("uplink.url")));
     display.line("outbox", &of("outbox.path"));
+    display.line("keys", "b button, l long press, t test alarm, c cancel; each with Enter");
     display
         .line("socket", &format!("{} (hand events in: hark emit --socket …)", of("ingest.socket")));
 }
@@ -140,7 +167,7 @@ async fn watch(
     mut happenings: broadcast::Receiver<Happening>,
     broker: Option<Broker>,
 ) -> u64 {
-    let (nobody, silence) = tokio::sync::mpsc::channel(1);
+    let (nobody, silence) = mpsc::channel(1);
     let mut arrivals = broker.map_or(silence, |broker| broker.arrivals);
     loop {
         tokio::select! {

@@ -8,7 +8,10 @@
 //! Bounds: [`MAX_BODY_BYTES`] a request, [`MAX_BATCH`] events in it, [`MAX_EVENT_BYTES`] each,
 //! [`MAX_REQUESTS`] at once, [`BODY_DEADLINE`] to send it.
 //!
-//! Absent: the binary mode of the binding, routes by type. Who may write is the file mode's matter.
+//! A route decides by type which lane an event takes, and whether it makes an alarm; then 202 also means
+//! that the alarm is on stable storage.
+//!
+//! Absent: the binary mode of the binding. Who may write is the file mode's matter.
 //!
 //! Source: CloudEvents HTTP Protocol Binding 1.0.2 §3.2, §3.3.
 
@@ -27,7 +30,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use serde_json::json;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::outbox_writer::OutboxHandle;
 use crate::event::{Event, EventError, Lane, MAX_EVENT_BYTES, json as format};
@@ -41,6 +44,53 @@ pub const MAX_BATCH: usize = 256;
 pub const MAX_REQUESTS: usize = 32;
 /// How long a client may take to send its body.
 pub const BODY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What becomes of events of a type; the first route that fits counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The type, or how it begins.
+    pub pattern: String,
+    /// It is only the beginning.
+    pub is_prefix: bool,
+    /// The lane, whatever the event asks for.
+    pub lane: Option<Lane>,
+    /// Such an event makes an alarm.
+    pub alarm: bool,
+}
+
+impl Route {
+    fn fits(&self, event_type: &str) -> bool {
+        if self.is_prefix {
+            event_type.starts_with(&self.pattern)
+        } else {
+            event_type == self.pattern
+        }
+    }
+}
+
+/// An accepted event that is to make an alarm.
+#[derive(Debug)]
+pub struct Alarming {
+    /// Its `id`.
+    pub id: String,
+    /// Its `type`.
+    pub event_type: String,
+    /// It says that it is only a test.
+    pub test: bool,
+    /// For the word that the alarm is on stable storage.
+    pub done: oneshot::Sender<Result<(), String>>,
+}
+
+/// Where events go.
+#[derive(Debug, Clone)]
+pub struct Targets {
+    /// All of them.
+    pub outbox: OutboxHandle,
+    /// In the order of the configuration.
+    pub routes: Vec<Route>,
+    /// Those that are to make an alarm.
+    pub alarms: mpsc::Sender<Alarming>,
+}
 
 /// Why the socket cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -81,10 +131,10 @@ pub async fn bind(path: &Path) -> Result<UnixListener, IngestError> {
 /// The listener failed.
 pub async fn serve(
     listener: UnixListener,
-    outbox: OutboxHandle,
+    targets: Targets,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    let shared = Arc::new(Shared { outbox, slots: Semaphore::new(MAX_REQUESTS) });
+    let shared = Arc::new(Shared { targets, slots: Semaphore::new(MAX_REQUESTS) });
     let router = Router::new().route("/events", post(events)).with_state(shared);
     let stopped = async move {
         let _ = stop.wait_for(|stop| *stop).await;
@@ -93,7 +143,7 @@ pub async fn serve(
 }
 
 struct Shared {
-    outbox: OutboxHandle,
+    targets: Targets,
     slots: Semaphore,
 }
 
@@ -105,13 +155,13 @@ async fn events(State(shared): State<Arc<Shared>>, request: Request) -> Response
         )
         .into_response();
     };
-    match accept(&shared.outbox, request).await {
+    match accept(&shared.targets, request).await {
         Ok(accepted) => accepted,
         Err(problem) => problem.into_response(),
     }
 }
 
-async fn accept(outbox: &OutboxHandle, request: Request) -> Result<Response, Problem> {
+async fn accept(targets: &Targets, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     let media_type = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
     let batch = is_batch(media_type.unwrap_or_default())?;
@@ -121,11 +171,17 @@ async fn accept(outbox: &OutboxHandle, request: Request) -> Result<Response, Pro
         let detail = format!("{} events in the batch; at most {MAX_BATCH}", events.len());
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
     }
-    let events = events.into_iter().map(in_lane).collect::<Result<Vec<_>, _>>()?;
-    let accepted = outbox
-        .append(events)
-        .await
-        .map_err(|e| Problem::new(StatusCode::SERVICE_UNAVAILABLE, e.to_string()))?;
+    let routed = events.into_iter().map(|event| targets.route(event));
+    let routed = routed.collect::<Result<Vec<_>, _>>()?;
+    let alarming: Vec<_> =
+        routed.iter().filter(|(_, _, alarm)| *alarm).map(|(_, event, _)| named(event)).collect();
+    let events = routed.into_iter().map(|(lane, event, _)| (lane, event)).collect();
+    let unavailable = |e: String| Problem::new(StatusCode::SERVICE_UNAVAILABLE, e);
+    let accepted = targets.outbox.append(events).await.map_err(|e| unavailable(e.to_string()))?;
+    // A crash in between costs no alarm: without the answer the event is handed in again.
+    for (id, event_type, test) in alarming {
+        targets.alarm(id, event_type, test).await.map_err(unavailable)?;
+    }
     let accepted: Vec<_> = accepted
         .iter()
         .map(|a| json!({ "id": a.id, "lane": a.lane.as_str(), "sequence": sequence_text(a.sequence) }))
@@ -165,6 +221,31 @@ async fn read(body: Body) -> Result<Bytes, Problem> {
             StatusCode::REQUEST_TIMEOUT,
             format!("the body did not come within {} s", BODY_DEADLINE.as_secs()),
         )),
+    }
+}
+
+/// Id, type and whether it is a test.
+fn named(event: &Event) -> (String, String, bool) {
+    let test = event.attribute("testalarm").is_some_and(|value| value.to_string() == "true");
+    (event.id().to_owned(), event.event_type().to_owned(), test)
+}
+
+impl Targets {
+    /// The lane that a route or the event itself names, telemetry if none does; and whether it makes
+    /// an alarm.
+    fn route(&self, event: Event) -> Result<(Lane, Event, bool), Problem> {
+        let route = self.routes.iter().find(|route| route.fits(event.event_type()));
+        let (lane, event) = in_lane(event)?;
+        let lane = route.and_then(|route| route.lane).unwrap_or(lane);
+        Ok((lane, event, route.is_some_and(|route| route.alarm)))
+    }
+
+    async fn alarm(&self, id: String, event_type: String, test: bool) -> Result<(), String> {
+        let (done, answer) = oneshot::channel();
+        let ends = |_| "hark is shutting down: hand the event in again".to_owned();
+        let alarming = Alarming { id, event_type, test, done };
+        self.alarms.send(alarming).await.map_err(|e| ends(e.to_string()))?;
+        answer.await.map_err(|e| ends(e.to_string()))?
     }
 }
 

@@ -3,8 +3,11 @@
 pub mod audio_file;
 pub mod audio_stream;
 pub mod ballast;
+pub mod button;
+pub mod dialler;
 pub mod host;
 pub mod ingest;
+pub mod led;
 mod marks;
 pub mod microphone;
 pub mod models;
@@ -13,5 +16,6 @@ pub mod outbox_open;
 pub mod outbox_writer;
 pub mod sled_store;
 pub mod sys;
+pub mod tone;
 pub mod uplink;
 pub mod wav_source;

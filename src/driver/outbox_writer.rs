@@ -81,8 +81,12 @@ struct Append {
 }
 
 impl Append {
-    /// The highest lane among the events; an empty batch is answered at once as well.
+    /// The highest lane among the events; an empty batch is answered at once as well, and so is one
+    /// with memos, whose owner can do nothing else before.
     fn lane(&self) -> Lane {
+        if !self.memos.is_empty() {
+            return Lane::Alert;
+        }
         self.events.iter().map(|(lane, _)| *lane).min().unwrap_or(Lane::Alert)
     }
 }

@@ -10,6 +10,8 @@
 //! - Whether anything disciplines the wall clock.
 //! - A bound on what a TCP socket takes and has not sent.
 //! - How much room there is on a disk.
+//! - Monotonic time since boot, for deadlines that outlive the process.
+//! - Killing a process group.
 
 #![allow(unsafe_code, reason = "the C library is called here and nowhere else")]
 
@@ -20,6 +22,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::clock::ClockState;
 
@@ -52,6 +55,37 @@ pub extern "C" fn sync_file_range(fd: c_int, _offset: i64, _bytes: i64, _flags: 
         if std::io::Error::last_os_error().kind() != std::io::ErrorKind::Interrupted {
             return result;
         }
+    }
+}
+
+/// Monotonic time since the device booted: the clock of `Instant`, in a form that another process of
+/// the same boot can compare.
+///
+/// Source: clock_gettime(2), `CLOCK_MONOTONIC`.
+pub fn since_boot() -> Duration {
+    // SAFETY: `timespec` is plain numbers, for which zero is a value; the call only writes to it.
+    let time = unsafe {
+        let mut time: libc::timespec = std::mem::zeroed();
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time);
+        time
+    };
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Kills every process of the group `leader`.
+///
+/// # Errors
+/// There is none, or it is not ours.
+pub fn kill_group(leader: u32) -> io::Result<()> {
+    let group = libc::pid_t::try_from(leader).map_err(io::Error::other)?;
+    if group <= 1 {
+        return Err(io::Error::other("no group of a child"));
+    }
+    // SAFETY: takes no pointer.
+    match unsafe { libc::kill(-group, libc::SIGKILL) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -152,6 +152,11 @@ impl AlarmStep {
         }
     }
 
+    /// The last word of its type.
+    pub fn as_str(self) -> &'static str {
+        self.suffix().rsplit('.').next().unwrap_or_default()
+    }
+
     fn severity(self) -> &'static str {
         match self {
             Self::Raised | Self::Escalated => "ERROR",

@@ -85,6 +85,10 @@ impl<W: Write + IsTerminal> Display<W> {
                 self.totals.detected += 1;
                 self.line("HEARD", &format!("\"{phrase}\" (score {score:.2})"));
             }
+            Happening::Alarm { alarm, step, test } => {
+                let test = if *test { " (test)" } else { "" };
+                self.line("ALARM", &format!("{step}{test} {alarm}"));
+            }
             Happening::Accepted { id, lane, event_type, sequence } => {
                 self.totals.accepted += 1;
                 self.line("accepted", &format!("{id} {lane} #{sequence} {event_type}"));

@@ -1,0 +1,527 @@
+//! The task that owns the alarms: takes triggers, presses, commands and receipts, and lets nothing happen
+//! before the disk has it.
+//!
+//! ```text
+//! detector, buttons, ingest ─▶ urgent ─┐                       ┌─▶ outbox: events and memos, one commit
+//! commands, receipts ────────▶ asks ───┼─▶ Alarms (clone) ─────┤ then
+//! time ────────────────────────────────┘                       └─▶ light and tone, dialler, PUBACK
+//! ```
+//! Each input is tried on a copy of the state. The copy takes its place once the commit has returned; a
+//! commit that fails leaves the state as it was, and whoever waits is told.
+//!
+//! Urgent inputs go first, so that no flood of commands delays a cry.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+
+use super::commanding::Commands;
+use super::{BUDGET, Happening, Reporter};
+use crate::alarm::{
+    Actor, Alarms, Call, Contact, Input, Kind, Local, Now, Refusal, Request, Restored, Schedule,
+    Settings, Signal, Told, Trigger,
+};
+use crate::clock::{Clock, ClockState, Rng};
+use crate::config;
+use crate::driver::dialler::{self, Dial};
+use crate::driver::ingest::Alarming;
+use crate::driver::sys;
+use crate::event::catalogue::{Maker, Occurrence};
+use crate::event::{Event, Lane};
+use crate::outbox::{Memo, Outbox, Store};
+use crate::sensor::button::Press;
+use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
+use crate::uplink::Received;
+
+/// Inputs that wait at most; whoever has more waits for room.
+const QUEUED: usize = 64;
+/// Calls that wait for the dialler at most: one an alarm is under way.
+const CALLS: usize = 8;
+/// How often the schedule of test alarms is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(20);
+/// The memo of the day on which a scheduled test was last.
+const SCHEDULE_MEMO: &str = "alarm.schedule";
+/// The part that is at fault when an alarm could not be read back.
+const ALARM: &str = "alarm";
+
+/// How the rest of the agent reaches the alarms. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct AlarmHandle {
+    urgent: mpsc::Sender<Urgent>,
+    asks: mpsc::Sender<Ask>,
+    reporter: Reporter,
+}
+
+#[derive(Debug)]
+enum Urgent {
+    Trigger { causes: Vec<(Lane, Event)>, trigger: Trigger, done: oneshot::Sender<Outcome> },
+    Press { button: String, press: Press, held: Duration },
+    Cancel { who: String },
+    Dialled { alarm: String, call: u32, outcome: Result<String, String> },
+}
+
+#[derive(Debug)]
+enum Ask {
+    Command { message: Received, settle: Settle },
+    Receipt { ids: Vec<String>, actor: Actor, settle: Settle },
+}
+
+/// Has a message from the broker acknowledged, once it is dealt with. Dropped before, it is not, and the
+/// broker sends it again on the next connection.
+#[derive(Debug)]
+pub(super) struct Settle(pub(super) Option<(mpsc::Sender<u64>, u64)>);
+
+impl Settle {
+    pub(super) fn done(self) {
+        if let Some((settled, delivery)) = self.0 {
+            // Without room it is as if it had not been said: it comes again, and is known then.
+            let _ = settled.try_send(delivery);
+        }
+    }
+}
+
+impl AlarmHandle {
+    /// Opens or joins an alarm; what triggered it becomes durable in the same commit. For threads.
+    ///
+    /// # Errors
+    /// One line: nothing is stored.
+    pub(super) fn trigger_blocking(
+        &self,
+        occurrence: &Occurrence,
+        kind: Kind,
+        text: String,
+    ) -> Outcome {
+        let (lane, event) = self.reporter.make(occurrence)?;
+        let trigger = Trigger::new(kind, Some(event.id().to_owned()), text);
+        let (done, answer) = oneshot::channel();
+        let causes = vec![(lane, event)];
+        match self.urgent.blocking_send(Urgent::Trigger { causes, trigger, done }) {
+            Ok(()) => answer.blocking_recv().unwrap_or_else(|_| {
+                // The agent ends: what was heard is still told.
+                self.reporter.report_blocking(occurrence)
+            }),
+            Err(_) => self.reporter.report_blocking(occurrence),
+        }
+    }
+
+    /// A button was pressed.
+    pub(super) async fn press(&self, button: &str, press: Press, held: Duration) {
+        let button = button.to_owned();
+        let _ = self.urgent.send(Urgent::Press { button, press, held }).await;
+    }
+
+    /// Somebody on the spot calls a pending alarm off without a button.
+    pub(super) async fn cancel(&self, who: &str) {
+        let _ = self.urgent.send(Urgent::Cancel { who: who.to_owned() }).await;
+    }
+
+    /// A command came. It waits for no room: one too many is not acknowledged and comes again. Half of
+    /// the room is kept for those that the broker counts (QoS 1), of which there are never more.
+    pub(super) fn command(&self, message: Received, settle: Settle) {
+        if settle.0.is_none() && self.asks.capacity() < QUEUED / 2 {
+            tracing::warn!("too many commands: one of QoS 0 is dropped");
+            return;
+        }
+        let _ = self.asks.try_send(Ask::Command { message, settle });
+    }
+
+    /// The consumer has these events. Waits for no room either.
+    pub(super) fn receipt(&self, ids: Vec<String>, actor: Actor, settle: Settle) {
+        let _ = self.asks.try_send(Ask::Receipt { ids, actor, settle });
+    }
+}
+
+/// What the alarms need, checked, and what was open at the last end.
+#[derive(Debug)]
+pub(super) struct Plan {
+    settings: Settings,
+    schedule: Option<Schedule>,
+    on_button: bool,
+    restored: Restored,
+    last_test: Option<i64>,
+    commands: Commands,
+    problems: Vec<String>,
+}
+
+/// Reads back what was open.
+pub(super) fn plan<S: Store>(config: &config::Config, outbox: &Outbox<S>) -> Plan {
+    let mut problems = Vec::new();
+    let mut memo = |name: &str| match outbox.memo(name) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            problems.push(error.to_string());
+            None
+        }
+    };
+    let real = memo(crate::alarm::REAL_MEMO);
+    let test = memo(crate::alarm::TEST_MEMO);
+    let day = memo(SCHEDULE_MEMO).and_then(|bytes| bytes.try_into().ok()).map(i64::from_be_bytes);
+    let done = memo(crate::downlink::DONE_MEMO).unwrap_or_default();
+    let config::Alarm { cancel_window, receipt_timeout, again_after, rounds, .. } = config.alarm;
+    let contacts = config.alarm.contacts.iter().map(|contact| Contact {
+        name: contact.name.clone(),
+        timeout: contact.timeout,
+        exec: contact.exec.clone(),
+    });
+    let contacts = contacts.collect();
+    let schedule = config.alarm.test_schedule;
+    Plan {
+        settings: Settings { cancel_window, receipt_timeout, rounds, again_after, contacts },
+        schedule: schedule.map(|s| Schedule { weekday: s.weekday, minute: s.minute }),
+        on_button: config.alarm.on_button,
+        restored: Restored { real, test },
+        last_test: day,
+        commands: Commands::new(&done, config.commands.sources.clone()),
+        problems,
+    }
+}
+
+/// What the task is joined to.
+pub(super) struct Wires {
+    pub(super) reporter: Reporter,
+    pub(super) maker: Maker,
+    pub(super) clock: Clock,
+    pub(super) rng: Rng,
+    pub(super) boot: String,
+    /// Events of other programs that are to make an alarm.
+    pub(super) ingested: mpsc::Receiver<Alarming>,
+    /// What light and tone are to say.
+    pub(super) signal: watch::Sender<Signal>,
+}
+
+/// Starts the task, and the dialler where there is somebody to call.
+pub(super) fn start(supervisor: &mut Supervisor, plan: Plan, wires: Wires) -> AlarmHandle {
+    let (urgent, urgent_inputs) = mpsc::channel(QUEUED);
+    let (asks, asked) = mpsc::channel(QUEUED);
+    let handle = AlarmHandle { urgent, asks, reporter: wires.reporter.clone() };
+    let dials = start_dialler(supervisor, &plan, &handle, wires.clock);
+    let (alarms, problems) = Alarms::restore(plan.settings, &wires.boot, &plan.restored);
+    for (id, state, test) in alarms.open() {
+        tracing::warn!(alarm = id, state, test, "an alarm is open from before");
+    }
+    let task = Task {
+        alarms,
+        urgent: urgent_inputs,
+        asks: asked,
+        ingested: wires.ingested,
+        reporter: wires.reporter,
+        maker: wires.maker,
+        time: Time::new(wires.clock),
+        rng: wires.rng,
+        signal: wires.signal,
+        dials,
+        schedule: plan.schedule,
+        last_test: plan.last_test,
+        on_button: plan.on_button,
+        commands: plan.commands,
+        problems: plan.problems.into_iter().chain(problems).collect(),
+        resumed: false,
+    };
+    let task = Arc::new(Mutex::new(task));
+    supervisor.task(Stage::Source, "alarm", BUDGET, move |stop| {
+        let task = Arc::clone(&task);
+        async move { task.lock().await.run(stop).await }
+    });
+    handle
+}
+
+fn start_dialler(
+    supervisor: &mut Supervisor,
+    plan: &Plan,
+    handle: &AlarmHandle,
+    clock: Clock,
+) -> Option<std::sync::mpsc::SyncSender<Dial>> {
+    if plan.settings.contacts.is_empty() {
+        return None;
+    }
+    let (dials, calls) = std::sync::mpsc::sync_channel(CALLS);
+    let urgent = handle.urgent.clone();
+    supervisor.thread(Stage::Source, "dialler", BUDGET, move |stop| {
+        let ended = |alarm, call, outcome| {
+            let _ = urgent.blocking_send(Urgent::Dialled { alarm, call, outcome });
+        };
+        dialler::run(&calls, clock, || stop.is_set(), ended);
+        Ok(())
+    });
+    Some(dials)
+}
+
+/// Monotonic time since boot, which holds across a restart of the process.
+#[derive(Debug, Clone, Copy)]
+struct Time {
+    clock: Clock,
+    base: Duration,
+    at: Instant,
+}
+
+impl Time {
+    fn new(clock: Clock) -> Self {
+        Self { clock, base: sys::since_boot(), at: clock.now() }
+    }
+
+    fn now(&self) -> Now {
+        let past = self.clock.now().saturating_duration_since(self.at);
+        Now { mono: self.base + past, wall: self.clock.wall() }
+    }
+}
+
+struct Task {
+    alarms: Alarms,
+    urgent: mpsc::Receiver<Urgent>,
+    asks: mpsc::Receiver<Ask>,
+    ingested: mpsc::Receiver<Alarming>,
+    reporter: Reporter,
+    maker: Maker,
+    time: Time,
+    rng: Rng,
+    signal: watch::Sender<Signal>,
+    dials: Option<std::sync::mpsc::SyncSender<Dial>>,
+    schedule: Option<Schedule>,
+    last_test: Option<i64>,
+    on_button: bool,
+    commands: Commands,
+    problems: Vec<String>,
+    resumed: bool,
+}
+
+impl Task {
+    async fn run(&mut self, mut stop: Stop) -> Outcome {
+        self.signal.send_replace(self.alarms.signal());
+        if !std::mem::replace(&mut self.resumed, true) {
+            for problem in std::mem::take(&mut self.problems) {
+                self.reporter.raise(ALARM, &problem).await;
+            }
+            let calls = self.alarms.resume(self.time.now());
+            self.dial(calls);
+        }
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        loop {
+            let due = self.alarms.due(self.time.now());
+            tokio::select! {
+                biased;
+                () = stop.wait() => return Ok(()),
+                Some(input) = self.urgent.recv() => self.urgent(input).await?,
+                () = after(due) => {
+                    self.step(Vec::new(), Vec::new(), |alarms, now, rng| Ok(alarms.tick(now, rng)))
+                        .await?;
+                }
+                Some(event) = self.ingested.recv() => self.ingested(event).await?,
+                Some(ask) = self.asks.recv() => self.asked(ask).await?,
+                _ = look.tick(), if self.schedule.is_some() => self.look_at_schedule().await?,
+            }
+        }
+    }
+
+    async fn urgent(&mut self, input: Urgent) -> Outcome {
+        match input {
+            Urgent::Trigger { causes, trigger, done } => {
+                let stored = self.handle(causes, Input::Trigger(trigger)).await.map(drop);
+                let _ = done.send(stored.clone());
+                stored
+            }
+            Urgent::Press { button, press, held } => self.pressed(&button, press, held).await,
+            Urgent::Cancel { who } => {
+                self.handle(Vec::new(), cancel(&who, who.clone())).await.map(drop)
+            }
+            Urgent::Dialled { alarm, call, outcome } => {
+                tracing::info!(alarm, call, ?outcome, "the dialler has ended");
+                self.handle(Vec::new(), Input::Dialled { alarm, call, outcome }).await.map(drop)
+            }
+        }
+    }
+
+    /// A short press calls a pending alarm off; any other press is an alarm, or a test.
+    async fn pressed(&mut self, button: &str, press: Press, held: Duration) -> Outcome {
+        let held_ms = u64::try_from(held.as_millis()).unwrap_or(u64::MAX);
+        let name = button.to_owned();
+        let occurrence = Occurrence::ButtonPressed { button: name, press: press.as_str(), held_ms };
+        let (lane, event) = self.reporter.make(&occurrence)?;
+        let cause = event.id().to_owned();
+        let causes = vec![(lane, event)];
+        if press == Press::Short && self.alarms.is_pending() {
+            return self.handle(causes, cancel(button, cause)).await.map(drop);
+        }
+        let test = press == Press::Hold;
+        if !self.on_button && !test {
+            return self.step(causes, Vec::new(), |_, _, _| Ok(Told::default())).await.map(drop);
+        }
+        let text = format!("{} press of {button}", press.as_str());
+        let trigger = Trigger::new(Kind::Button, Some(cause), text);
+        let trigger = Trigger { test, at_once: press == Press::Long, ..trigger };
+        self.handle(causes, Input::Trigger(trigger)).await.map(drop)
+    }
+
+    async fn ingested(&mut self, event: Alarming) -> Outcome {
+        let text = format!("event of type {}", event.event_type);
+        let trigger = Trigger::new(Kind::Ingest, Some(event.id), text);
+        let trigger = Trigger { test: event.test, ..trigger };
+        let stored = self.handle(Vec::new(), Input::Trigger(trigger)).await.map(drop);
+        let _ = event.done.send(stored.clone());
+        stored
+    }
+
+    async fn asked(&mut self, ask: Ask) -> Outcome {
+        match ask {
+            Ask::Receipt { ids, actor, settle } => {
+                self.handle(Vec::new(), Input::Receipt { ids, actor }).await?;
+                settle.done();
+            }
+            Ask::Command { message, settle } => {
+                self.command(&message).await?;
+                settle.done();
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries a command out and answers it, in one commit with the memory of it.
+    async fn command(&mut self, message: &Received) -> Outcome {
+        let now = self.time.now();
+        let Some(asked) = self.commands.take(message, now) else { return Ok(()) };
+        let mut next = self.alarms.clone();
+        let told = asked.input.map(|input| next.handle(input, now, &mut self.rng));
+        let refusal = told.as_ref().and_then(|told| told.as_ref().err()).map(ToString::to_string);
+        let told = told.and_then(Result::ok).unwrap_or_default();
+        let answer = self.commands.answer(asked.request, told.alarm.clone(), refusal);
+        let mut events = Vec::new();
+        for (id, occurrence) in &told.occurrences {
+            events.push(self.event(id.clone(), occurrence, now)?);
+        }
+        let id = self.rng.uuid_v7(now.wall);
+        events.push(self.event(id, &answer.occurrence, now)?);
+        let memos = answer.memo.into_iter().collect();
+        self.commit(next, events, memos, told).await?;
+        self.commands.answered();
+        Ok(())
+    }
+
+    async fn look_at_schedule(&mut self) -> Outcome {
+        let Some(schedule) = self.schedule else { return Ok(()) };
+        let now = self.time.now();
+        let Some(local) = local(now).filter(|_| now.wall.state == ClockState::Synced) else {
+            return Ok(());
+        };
+        if !schedule.is_due(local, self.last_test) {
+            return Ok(());
+        }
+        let trigger = Trigger::new(Kind::Schedule, None, "scheduled test");
+        let input = Input::Trigger(Trigger { test: true, ..trigger });
+        let bytes = local.day.to_be_bytes().to_vec();
+        let memos = vec![Memo { name: SCHEDULE_MEMO, bytes }];
+        let step = self.step(Vec::new(), memos, |alarms, now, rng| alarms.handle(input, now, rng));
+        match step.await? {
+            None => self.last_test = Some(local.day),
+            Some(refusal) => tracing::warn!("the scheduled test alarm waits: {refusal}"),
+        }
+        Ok(())
+    }
+
+    async fn handle(
+        &mut self,
+        causes: Vec<(Lane, Event)>,
+        input: Input,
+    ) -> Result<Option<Refusal>, String> {
+        self.step(causes, Vec::new(), |alarms, now, rng| alarms.handle(input, now, rng)).await
+    }
+
+    /// Tries a change on a copy. A refusal leaves the state, and what caused it is stored all the same.
+    async fn step(
+        &mut self,
+        causes: Vec<(Lane, Event)>,
+        memos: Vec<Memo>,
+        change: impl FnOnce(&mut Alarms, Now, &mut Rng) -> Result<Told, Refusal>,
+    ) -> Result<Option<Refusal>, String> {
+        let now = self.time.now();
+        let mut next = self.alarms.clone();
+        let (told, memos, refusal) = match change(&mut next, now, &mut self.rng) {
+            Ok(told) => (told, memos, None),
+            Err(refusal) => {
+                tracing::warn!("{refusal}");
+                (Told::default(), Vec::new(), Some(refusal))
+            }
+        };
+        let mut events = causes;
+        for (id, occurrence) in &told.occurrences {
+            events.push(self.event(id.clone(), occurrence, now)?);
+        }
+        self.commit(next, events, memos, told).await?;
+        Ok(refusal)
+    }
+
+    fn event(
+        &self,
+        id: String,
+        occurrence: &Occurrence,
+        now: Now,
+    ) -> Result<(Lane, Event), String> {
+        self.maker.make_as(id, occurrence, now.wall).map_err(|e| e.to_string())
+    }
+
+    /// Makes it durable, and only then lets it happen.
+    async fn commit(
+        &mut self,
+        next: Alarms,
+        events: Vec<(Lane, Event)>,
+        mut memos: Vec<Memo>,
+        told: Told,
+    ) -> Outcome {
+        let changed = next.memos(&self.alarms);
+        memos.extend(changed.into_iter().map(|(name, bytes)| Memo { name, bytes }));
+        if !events.is_empty() || !memos.is_empty() {
+            self.reporter.commit(events, memos).await?;
+        }
+        self.alarms = next;
+        self.signal.send_if_modified(|signal| {
+            let now = self.alarms.signal();
+            std::mem::replace(signal, now) != now
+        });
+        for (_, occurrence) in &told.occurrences {
+            if let Occurrence::Alarm { step, alarm, test, .. } = occurrence {
+                let (alarm, step, test) = (alarm.clone(), step.as_str(), *test);
+                tracing::warn!(alarm, step, test, "alarm");
+                self.reporter.happened(Happening::Alarm { alarm, step, test });
+            }
+        }
+        self.dial(told.calls);
+        Ok(())
+    }
+
+    fn dial(&self, calls: Vec<Call>) {
+        for Call { alarm, number, contact, json } in calls {
+            let Some(dials) = &self.dials else { continue };
+            tracing::warn!(alarm, contact = contact.name, "calling");
+            let dial =
+                Dial { alarm, call: number, exec: contact.exec, json, limit: contact.timeout };
+            if dials.try_send(dial).is_err() {
+                tracing::error!("the dialler takes no more calls; the next contact has its turn");
+            }
+        }
+    }
+}
+
+/// Somebody on the spot calls the pending alarm off.
+fn cancel(who: &str, cause: String) -> Input {
+    let who = who.to_owned();
+    let actor = Actor { via: "button", who, name: None, note: None, at: None, cause };
+    Input::Request { step: Request::Cancel, alarm: None, not_after_ms: None, actor }
+}
+
+async fn after(due: Option<Duration>) {
+    match due {
+        Some(due) => tokio::time::sleep(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The device's local time; its zone is the system's.
+fn local(now: Now) -> Option<Local> {
+    use chrono::{Datelike, Timelike};
+    let utc = chrono::DateTime::from_timestamp_millis(i64::try_from(now.wall.unix_ms).ok()?)?;
+    let local = utc.with_timezone(&chrono::Local);
+    Some(Local {
+        day: i64::from(local.num_days_from_ce()),
+        weekday: local.weekday().num_days_from_monday(),
+        minute: local.hour() * 60 + local.minute(),
+    })
+}

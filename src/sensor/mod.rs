@@ -1,0 +1,3 @@
+//! What the device feels: buttons.
+
+pub mod button;
