@@ -388,3 +388,79 @@ fn a_button_alarms_calls_off_and_raises_at_once_and_the_light_shows_it() {
     short_press(&mut down);
     wait_for(&consumer, "button.press.detected", 4);
 }
+
+/// An ALSA output that writes what is played, 48 kHz mono of 16 bits, into a FIFO.
+const ALSA: &str = r#"
+pcm.nothing { type null }
+pcm.recorder { type file slave.pcm "nothing" file "@FIFO@" format "raw" }
+pcm.!default { type plug slave { pcm "recorder" format S16_LE rate 48000 channels 1 } }
+ctl.!default { type null }
+"#;
+const RATE_HZ: usize = 48_000;
+
+/// Reads a second of sound at the pace of real time; less if the output was closed before.
+fn listen(fifo: &mut std::fs::File) -> Vec<f32> {
+    let mut samples = Vec::new();
+    let mut bytes = vec![0; RATE_HZ / 10 * 2];
+    for _ in 0..10 {
+        let began = std::time::Instant::now();
+        if fifo.read_exact(&mut bytes).is_err() {
+            break;
+        }
+        let read =
+            bytes.chunks_exact(2).map(|b| f32::from(i16::from_le_bytes([b[0], b[1]])) / 32768.0);
+        samples.extend(read);
+        let pace = std::time::Duration::from_millis(100);
+        std::thread::sleep(pace.saturating_sub(began.elapsed()));
+    }
+    samples
+}
+
+/// The pitches of pieces of 50 ms, and whether some were silent.
+fn pitches(samples: &[f32]) -> (Vec<usize>, bool) {
+    let (mut found, mut silent) = (Vec::new(), false);
+    for piece in samples.chunks_exact(RATE_HZ / 20) {
+        silent |= piece.iter().all(|sample| sample.abs() < 0.01);
+        if piece.iter().any(|sample| sample.abs() > 0.5) {
+            found.push(piece.windows(2).filter(|w| w[0] < 0.0 && w[1] >= 0.0).count() * 20);
+        }
+    }
+    (found, silent)
+}
+
+#[test]
+fn a_pending_alarm_is_heard_until_it_is_called_off() {
+    let broker = Mosquitto::start();
+    let consumer = Subscriber::start(broker.port(), "hark/test/events/#");
+    let device = Device::new(&broker.url(), "none");
+    let fifo = device.path().join("sound");
+    assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo").success());
+    let asound = device.path().join("asound.conf");
+    let conf = ALSA.replace("@FIFO@", &fifo.display().to_string());
+    std::fs::write(&asound, conf).expect("asound.conf");
+    device.configure("[alarm]\ncancel_window = \"1h\"\n");
+    let mut run = device.command();
+    run.env("ALSA_CONFIG_PATH", &asound);
+    let mut agent = Agent::spawn(run);
+    agent.wait_for_log(&["subscribed to what comes down"]);
+    command(&broker, "c1", r#""type":"alarm.test""#);
+    // Blocks until the output is opened.
+    let opening = std::thread::spawn(move || std::fs::File::open(&fifo).expect("open the FIFO"));
+    wait_until("the output is opened", || opening.is_finished());
+    let mut sound = opening.join().expect("open");
+    let heard: Vec<f32> = (0..3).flat_map(|_| listen(&mut sound)).collect();
+    let (found, silent) = pitches(&heard);
+    for wanted in [880, 660] {
+        assert!(found.iter().any(|hz| hz.abs_diff(wanted) <= 20), "{wanted} Hz in {found:?}");
+    }
+    assert!(silent, "beeps have pauses");
+    command(&broker, "c2", r#""type":"alarm.cancel""#);
+    wait_for(&consumer, "alarm.call.cancelled", 1);
+    // The output is closed once there is nothing to hear.
+    assert!((0..30).any(|_| listen(&mut sound).is_empty()), "it goes on");
+    assert!(
+        !of(&consumer.messages(), "device.fault.raised")
+            .iter()
+            .any(|event| event["data"]["part"] == "signal.tone")
+    );
+}

@@ -32,6 +32,9 @@ fn a_cry_for_help_is_heard_stored_published_and_acknowledged() {
         assert_eq!(story, ["published", "acknowledged"], "{shown}");
     }
     assert!(!lines(&shown, "hark/simulated/events/alert").is_empty(), "{shown}");
+    // It is an alarm as well, whose window is still open.
+    let alarms = lines(&shown, "ALARM");
+    assert!(alarms.len() == 1 && alarms[0].contains("pending"), "{shown}");
     assert!(shown.trim_end().ends_with("0 waiting"), "{shown}");
     assert!(!lines(&shown, "dBFS").is_empty(), "{shown}");
 }

@@ -29,6 +29,8 @@ pub(super) struct Commands {
     tokens: u32,
     refilled: Option<Duration>,
     dropped: u64,
+    /// The answer under way says how many.
+    flood_told: bool,
 }
 
 /// What came, and what is to be done about it.
@@ -49,7 +51,15 @@ pub(super) struct Answer {
 impl Commands {
     pub(super) fn new(done: &[u8], sources: Vec<String>) -> Self {
         let done = Done::from_bytes(done);
-        Self { sources, done, next: None, tokens: BURST, refilled: None, dropped: 0 }
+        Self {
+            sources,
+            done,
+            next: None,
+            tokens: BURST,
+            refilled: None,
+            dropped: 0,
+            flood_told: false,
+        }
     }
 
     /// Reads a message; `None` if it needs no answer: it was answered before, or is one of a flood.
@@ -95,7 +105,7 @@ impl Commands {
 
     /// The answer to what [`Self::take`] gave out; `alarm` is the one that it was about.
     pub(super) fn answer(
-        &self,
+        &mut self,
         request: Result<Command, Rejection>,
         alarm: Option<String>,
         refusal: Option<String>,
@@ -130,6 +140,9 @@ impl Commands {
                 reason: reason(rejection.reason),
             },
         };
+        // A completed one gives no reason: the next that does tells of the flood.
+        let gives = matches!(&occurrence, Occurrence::Command { reason: Some(_), .. });
+        self.flood_told = gives && flood.is_some();
         let next = self.next.as_ref().filter(|next| **next != self.done);
         let memo = next.map(|next| Memo { name: DONE_MEMO, bytes: next.to_bytes() });
         Answer { occurrence, memo }
@@ -140,7 +153,9 @@ impl Commands {
         if let Some(next) = self.next.take() {
             self.done = next;
         }
-        self.dropped = 0;
+        if std::mem::take(&mut self.flood_told) {
+            self.dropped = 0;
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use crate::clock::Clock;
 /// How often running programs are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How often the end of the agent is looked for while nothing runs.
-const IDLE: Duration = Duration::from_millis(500);
+const IDLE: Duration = Duration::from_secs(2);
 
 /// A call to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
