@@ -293,7 +293,7 @@ fn a_flood_of_commands_is_bounded_and_counted_and_delays_no_alarm() {
     let line = |n: usize| {
         format!(r#"{{"specversion":"1.0","id":"f{n}","source":"/f","type":"alarm.burn"}}"#)
     };
-    let flood: Vec<_> = (0..120).map(line).collect();
+    let flood: Vec<_> = (0..80).map(line).collect();
     std::fs::write(&file, flood.join("\n") + "\n").expect("write");
     let mut pub_command = Command::new("mosquitto_pub");
     let port = broker.port().to_string();
@@ -302,17 +302,9 @@ fn a_flood_of_commands_is_bounded_and_counted_and_delays_no_alarm() {
     assert!(pub_command.status().expect("mosquitto_pub").success());
     cry(&device, "cry");
     wait_for(&consumer, "alarm.call.raised", 1);
-    agent.wait_for_log(&["too many commands", "dropped=2"]);
-    wait_until("all were taken", || {
-        let dropped = |line: &String| line.contains("too many commands");
-        let answered =
-            |line: &String| line.contains("accepted") && line.contains("request.rejected");
-        let log = agent.log();
-        log.iter().filter(|l| dropped(l)).count() + log.iter().filter(|l| answered(l)).count()
-            >= 120
-    });
+    agent.wait_for_log(&["too many commands", "dropped=20"]);
     let answered = of(&consumer.messages(), "command.request.rejected").len();
-    assert!((1..100).contains(&answered), "{answered} answers");
+    assert!((1..60).contains(&answered), "{answered} answers");
     // The next one that is taken says how many were not.
     wait_until("a token is there again", || {
         command(&broker, &format!("late{}", agent.log().len()), r#""type":"alarm.burn""#);

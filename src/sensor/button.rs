@@ -118,9 +118,11 @@ impl Button {
     pub fn due(&self) -> Option<Instant> {
         let settles = self.raw.1.filter(|_| self.raw.0 != self.down.is_some());
         let settles = settles.map(|since| since + DEBOUNCE);
-        let counts = self.down.filter(|_| !self.counted);
+        // Let go and not settled yet, it counts no further.
+        let down = self.down.filter(|_| self.raw.0);
+        let counts = down.filter(|_| !self.counted);
         let counts = counts.map(|since| since + self.test_hold.unwrap_or(LONG));
-        let sticks = self.down.filter(|_| !self.stuck).map(|since| since + self.stuck_after);
+        let sticks = down.filter(|_| !self.stuck).map(|since| since + self.stuck_after);
         [settles, counts, sticks].into_iter().flatten().min()
     }
 
@@ -189,7 +191,13 @@ mod tests {
         loop {
             let next = levels.peek().map_or(at(end_ms), |(ms, _)| at(*ms));
             match button.due().filter(|due| *due <= next) {
-                Some(due) => note(due, button.tick(due)),
+                Some(due) => {
+                    note(due, button.tick(due));
+                    assert!(
+                        button.due().is_none_or(|next| next > due),
+                        "it would be asked for ever"
+                    );
+                }
                 None => match levels.next() {
                     Some((ms, level)) => note(at(*ms), button.level(*level, at(*ms))),
                     None => return signs,
