@@ -12,10 +12,13 @@
 //!
 //! Absent: alarms, commands and sensors; a detection is published as it is.
 
+mod board;
 mod forwarding;
 mod listening;
 mod reporter;
 
+use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,11 +28,12 @@ use crate::cli::{Failure, exit};
 use crate::clock::{Clock, Rng};
 use crate::config::Config;
 use crate::driver::ballast::Ballast;
-use crate::driver::{host, ingest, outbox_open, outbox_writer, sled_store::SledStore, sys};
+use crate::driver::{host, ingest, ops, outbox_open, outbox_writer, sled_store::SledStore, sys};
 use crate::event::{Lane, catalogue::Maker, catalogue::Occurrence};
 use crate::outbox::{Chronicle, Limits, Outbox, OutboxError};
 use crate::supervisor::{Budget, Report, Stage, Supervisor};
 
+use board::Board;
 pub use listening::{Listener, ListenerFactory};
 use reporter::Reporter;
 
@@ -42,6 +46,10 @@ const ROUND: Duration = Duration::from_secs(5);
 /// How long the outbox may take to answer: salvage of a damaged store takes three seconds, a
 /// sync of a worn card seldom more than one.
 const HANG: Duration = Duration::from_secs(30);
+/// Between two attempts to listen for whoever asks for metrics.
+const REBIND: Duration = Duration::from_secs(30);
+/// The part that is at fault when that fails.
+const OPS: &str = "ops";
 /// A part that ran for so long after a restart counts as mended.
 const MENDED: Duration = Duration::from_secs(30);
 
@@ -113,6 +121,10 @@ pub enum Happening {
         /// Why.
         reason: String,
     },
+    /// There is a session with a broker.
+    Connected,
+    /// There is none any more.
+    Disconnected,
     /// News of the connection, in one line.
     Uplink(String),
     /// A part failed.
@@ -210,13 +222,18 @@ pub async fn run(
     let (mut supervisor, mut reports) = Supervisor::new();
     let waiting = outbox.levels();
     let outbox = start_outbox(&mut supervisor, outbox, chronicle, &config, clock);
-    let reporter = Reporter::new(maker, clock, rng.fork(), outbox.clone(), happenings.clone());
+    let board = Board::new(&device, listening.is_some(), &outbox, clock);
+    let reporter =
+        Reporter::new(maker, clock, rng.fork(), outbox.clone(), happenings.clone(), board.clone());
     tracing::info!(device, outbox = %config.outbox.path.display(), waiting = waiting.total(), "hark {} starts", env!("CARGO_PKG_VERSION"));
 
     let mut connected =
         forwarding::start(&mut supervisor, uplink, &outbox, &reporter, clock, rng.fork());
     if let Some(path) = config.ingest.socket.clone() {
-        start_ingest(&mut supervisor, path, &outbox).await?;
+        start_ingest(&mut supervisor, path, &outbox, source(&board)).await?;
+    }
+    if let Some(address) = config.ops.listen {
+        start_ops(&mut supervisor, address, &board, &reporter);
     }
     if let Some(plan) = listening {
         listening::start(&mut supervisor, plan, &reporter, clock);
@@ -226,6 +243,7 @@ pub async fn run(
     // Beside and not within: whoever watches over the parts waits for the outbox himself.
     let ended = tokio::select! {
         ended = watch_over(stop, &mut reports, &reporter, &outbox, clock) => ended,
+        never = beat(config.ops.heartbeat_interval, &board, &reporter) => match never {},
         () = hangs(&outbox) => Err(Failure::new(
             exit::IO,
             format!(
@@ -343,6 +361,7 @@ async fn start_ingest(
     supervisor: &mut Supervisor,
     path: PathBuf,
     outbox: &outbox_writer::OutboxHandle,
+    status: ops::Source,
 ) -> Result<(), Failure> {
     // Bound here once, so that a wrong path ends the start with its message.
     let first =
@@ -351,16 +370,69 @@ async fn start_ingest(
     let outbox = outbox.clone();
     supervisor.task(Stage::Source, "ingest", BUDGET, move |stop| {
         let (bound, path, outbox) = (first.take(), path.clone(), outbox.clone());
+        let status = status.clone();
         async move {
             let listener = match bound {
                 Some(listener) => listener,
                 None => ingest::bind(&path).await.map_err(|e| e.to_string())?,
             };
-            let served = ingest::serve(listener, outbox, stop.receiver()).await;
+            let served = ingest::serve(listener, outbox, status, stop.receiver()).await;
             served.map_err(|e| format!("serve {}: {e}", path.display()))
         }
     });
     Ok(())
+}
+
+fn source(board: &Board) -> ops::Source {
+    let board = board.clone();
+    ops::Source::new(move || board.status())
+}
+
+/// A port that another program has must not keep the device from alarming: a fault, and another try.
+fn start_ops(
+    supervisor: &mut Supervisor,
+    address: SocketAddr,
+    board: &Board,
+    reporter: &Reporter,
+) {
+    let (status, reporter) = (source(board), reporter.clone());
+    supervisor.task(Stage::Source, "ops", BUDGET, move |stop| {
+        let (status, reporter) = (status.clone(), reporter.clone());
+        async move {
+            let mut stopped = stop.receiver();
+            while !*stopped.borrow() {
+                match ops::bind(address).await {
+                    Ok(listener) => {
+                        reporter.clear(OPS).await;
+                        let served = ops::serve(listener, status, stopped).await;
+                        return served.map_err(|e| format!("serve {address}: {e}"));
+                    }
+                    Err(error) => {
+                        let problem = format!(
+                            "no metrics: listen on {address}: {error}; set ops.listen to a free port, or to \"\""
+                        );
+                        reporter.raise(OPS, &problem).await;
+                    }
+                }
+                let _ = tokio::time::timeout(REBIND, stopped.wait_for(|stop| *stop)).await;
+            }
+            Ok(())
+        }
+    });
+}
+
+/// Sends a heartbeat now and then, for ever.
+async fn beat(interval: Duration, board: &Board, reporter: &Reporter) -> Infallible {
+    let mut heart = tokio::time::interval(interval);
+    // The first tick is at once, and what begins is told by `device.session.started`.
+    heart.tick().await;
+    loop {
+        heart.tick().await;
+        let heartbeat = Occurrence::Heartbeat { health: board.status().to_value() };
+        if let Err(error) = reporter.report(&heartbeat).await {
+            tracing::error!("a heartbeat is not recorded: {error}");
+        }
+    }
 }
 
 /// Runs until there is a reason to end: `Ok` with it, or a part that was given up.

@@ -15,7 +15,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("uplink", &["clock"]),
     ("forwarder", &["clock", "event", "outbox", "uplink"]),
     ("downlink", &["event", "uplink"]),
-    ("driver", &["audio", "clock", "event", "outbox", "uplink", "voice"]),
+    ("status", &["event"]),
+    ("driver", &["audio", "clock", "event", "outbox", "status", "uplink", "voice"]),
     ("supervisor", &[]),
     (
         "agent",
@@ -29,6 +30,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "event",
             "forwarder",
             "outbox",
+            "status",
             "supervisor",
             "uplink",
             "voice",
@@ -53,7 +55,7 @@ const IO: &[&str] = &[
     "libc",
 ];
 const DOMAIN: &[&str] =
-    &["clock", "config", "event", "audio", "voice", "outbox", "uplink", "forwarder", "downlink"];
+    &["clock", "config", "event", "audio", "voice", "outbox", "uplink", "forwarder", "downlink", "status"];
 
 fn sources(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

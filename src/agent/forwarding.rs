@@ -481,6 +481,7 @@ impl Pump {
         let line = match notice {
             Notice::Connected { protocol, session_present, .. } => {
                 self.connected.send_replace(true);
+                self.reporter.happened(Happening::Connected);
                 self.faults.down = false;
                 self.tell("uplink", None);
                 self.faults.steady = self.faults.contested.then(|| self.clock.now() + STEADY);
@@ -509,6 +510,7 @@ impl Pump {
             Notice::Closed { reason } => {
                 self.faults.steady = None;
                 self.connected.send_replace(false);
+                self.reporter.happened(Happening::Disconnected);
                 reason.to_string()
             }
             Notice::ProtocolChanged { to, reason } => format!("trying {to}: {reason}"),

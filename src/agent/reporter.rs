@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::broadcast;
 
 use super::Happening;
+use super::board::Board;
 use crate::clock::{Clock, Rng};
 use crate::driver::outbox_writer::OutboxHandle;
 use crate::event::Event;
@@ -26,11 +27,12 @@ struct Shared {
     rng: Mutex<Rng>,
     outbox: OutboxHandle,
     happenings: broadcast::Sender<Happening>,
+    board: Board,
     at_fault: Mutex<BTreeSet<String>>,
 }
 
 /// A thread that panicked with the lock held left nothing half done in these small values.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -41,13 +43,16 @@ impl Reporter {
         rng: Rng,
         outbox: OutboxHandle,
         happenings: broadcast::Sender<Happening>,
+        board: Board,
     ) -> Self {
         let (rng, at_fault) = (Mutex::new(rng), Mutex::default());
-        Self { shared: Arc::new(Shared { maker, clock, rng, outbox, happenings, at_fault }) }
+        let shared = Shared { maker, clock, rng, outbox, happenings, board, at_fault };
+        Self { shared: Arc::new(shared) }
     }
 
-    /// Tells whoever watches; nobody may.
+    /// Tells whoever watches; nobody may. The board notes it.
     pub(super) fn happened(&self, happening: Happening) {
+        self.shared.board.note(&happening);
         let _ = self.shared.happenings.send(happening);
     }
 

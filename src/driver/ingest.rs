@@ -29,6 +29,7 @@ use serde_json::json;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 
+use super::ops;
 use super::outbox_writer::OutboxHandle;
 use crate::event::{Event, EventError, Lane, MAX_EVENT_BYTES, json as format};
 use crate::outbox::sequence_text;
@@ -82,10 +83,12 @@ pub async fn bind(path: &Path) -> Result<UnixListener, IngestError> {
 pub async fn serve(
     listener: UnixListener,
     outbox: OutboxHandle,
+    status: ops::Source,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let shared = Arc::new(Shared { outbox, slots: Semaphore::new(MAX_REQUESTS) });
     let router = Router::new().route("/events", post(events)).with_state(shared);
+    let router = router.merge(ops::status_router(status));
     let stopped = async move {
         let _ = stop.wait_for(|stop| *stop).await;
     };

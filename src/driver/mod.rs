@@ -9,6 +9,7 @@ mod marks;
 pub mod microphone;
 pub mod models;
 pub mod net;
+pub mod ops;
 pub mod outbox_open;
 pub mod outbox_writer;
 pub mod sled_store;

@@ -36,6 +36,11 @@ pub enum Occurrence {
         /// Why, in one line.
         reason: String,
     },
+    /// The agent lives; how it is.
+    Heartbeat {
+        /// Its data, as `docs/schemas/device.heartbeat.sent.json` describes them.
+        health: Value,
+    },
     /// A part of the device no longer does its work.
     FaultRaised {
         /// Which part: `detector`, `microphone`, `ingest`, …
@@ -123,6 +128,13 @@ impl Occurrence {
                 severity: "INFO",
                 subject: None,
                 data: json!({ "reason": reason }),
+            },
+            Self::Heartbeat { health } => Description {
+                suffix: "device.heartbeat.sent",
+                lane: Lane::Status,
+                severity: "INFO",
+                subject: None,
+                data: health.clone(),
             },
             Self::FaultRaised { part, problem } => Description {
                 suffix: "device.fault.raised",
@@ -237,6 +249,7 @@ mod tests {
             },
             Occurrence::SessionStarted { boot_id: text(), version: text() },
             Occurrence::SessionStopped { reason: text() },
+            Occurrence::Heartbeat { health: crate::status::Status::example().to_value() },
             Occurrence::FaultRaised { part: text(), problem: text() },
             Occurrence::FaultCleared { part: text() },
             Occurrence::EventsLost { cause: text(), recovered: 1, losses: Losses::default() },
