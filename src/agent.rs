@@ -25,6 +25,7 @@ use crate::cli::{Failure, exit};
 use crate::clock::{Clock, Rng};
 use crate::config::Config;
 use crate::driver::ballast::Ballast;
+use crate::driver::outbox_admin::Admin;
 use crate::driver::{host, ingest, outbox_open, outbox_writer, sled_store::SledStore, sys};
 use crate::event::{Lane, catalogue::Maker, catalogue::Occurrence};
 use crate::outbox::{Chronicle, Limits, Outbox, OutboxError};
@@ -213,10 +214,12 @@ pub async fn run(
     let reporter = Reporter::new(maker, clock, rng.fork(), outbox.clone(), happenings.clone());
     tracing::info!(device, outbox = %config.outbox.path.display(), waiting = waiting.total(), "hark {} starts", env!("CARGO_PKG_VERSION"));
 
-    let mut connected =
+    let (mut connected, ask) =
         forwarding::start(&mut supervisor, uplink, &outbox, &reporter, clock, rng.fork());
     if let Some(path) = config.ingest.socket.clone() {
-        start_ingest(&mut supervisor, path, &outbox).await?;
+        let (files, max_size) = (config.outbox.path.clone(), config.outbox.max_size);
+        let admin = Admin::new(outbox.clone(), files, max_size, Some(ask));
+        start_ingest(&mut supervisor, path, &outbox, admin).await?;
     }
     if let Some(plan) = listening {
         listening::start(&mut supervisor, plan, &reporter, clock);
@@ -337,6 +340,7 @@ async fn start_ingest(
     supervisor: &mut Supervisor,
     path: PathBuf,
     outbox: &outbox_writer::OutboxHandle,
+    admin: Admin,
 ) -> Result<(), Failure> {
     // Bound here once, so that a wrong path ends the start with its message.
     let first =
@@ -344,13 +348,14 @@ async fn start_ingest(
     let mut first = Some(first);
     let outbox = outbox.clone();
     supervisor.task(Stage::Source, "ingest", BUDGET, move |stop| {
-        let (bound, path, outbox) = (first.take(), path.clone(), outbox.clone());
+        let (bound, path) = (first.take(), path.clone());
+        let (outbox, admin) = (outbox.clone(), admin.clone());
         async move {
             let listener = match bound {
                 Some(listener) => listener,
                 None => ingest::bind(&path).await.map_err(|e| e.to_string())?,
             };
-            let served = ingest::serve(listener, outbox, stop.receiver()).await;
+            let served = ingest::serve(listener, outbox, admin, stop.receiver()).await;
             served.map_err(|e| format!("serve {}: {e}", path.display()))
         }
     });

@@ -5,6 +5,8 @@
 //! request is on stable storage; nothing else does. Refusals are `application/problem+json`
 //! (RFC 9457) and name the `attribute` at fault.
 //!
+//! The same socket serves the outbox to `hark outbox` ([`outbox_http`]).
+//!
 //! Bounds: [`MAX_BODY_BYTES`] a request, [`MAX_BATCH`] events in it, [`MAX_EVENT_BYTES`] each,
 //! [`MAX_REQUESTS`] at once, [`BODY_DEADLINE`] to send it.
 //!
@@ -29,9 +31,11 @@ use serde_json::json;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 
+use super::outbox_admin::Admin;
+use super::outbox_http;
 use super::outbox_writer::OutboxHandle;
 use crate::event::{Event, EventError, Lane, MAX_EVENT_BYTES, json as format};
-use crate::outbox::sequence_text;
+use crate::outbox::{event_bytes, sequence_text};
 
 /// The largest request body, in bytes.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
@@ -82,10 +86,12 @@ pub async fn bind(path: &Path) -> Result<UnixListener, IngestError> {
 pub async fn serve(
     listener: UnixListener,
     outbox: OutboxHandle,
+    admin: Admin,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let shared = Arc::new(Shared { outbox, slots: Semaphore::new(MAX_REQUESTS) });
     let router = Router::new().route("/events", post(events)).with_state(shared);
+    let router = router.merge(outbox_http::router(admin));
     let stopped = async move {
         let _ = stop.wait_for(|stop| *stop).await;
     };
@@ -150,7 +156,7 @@ fn is_batch(media_type: &str) -> Result<bool, Problem> {
     }
 }
 
-async fn read(body: Body) -> Result<Bytes, Problem> {
+pub(super) async fn read(body: Body) -> Result<Bytes, Problem> {
     match tokio::time::timeout(BODY_DEADLINE, axum::body::to_bytes(body, MAX_BODY_BYTES)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(error))
@@ -170,7 +176,7 @@ async fn read(body: Body) -> Result<Bytes, Problem> {
 
 /// The lane that the event asks for, telemetry if it asks for none.
 fn in_lane(event: Event) -> Result<(Lane, Event), Problem> {
-    let size = format::to_vec(&event).len();
+    let size = event_bytes(&event);
     if size > MAX_EVENT_BYTES {
         let detail = format!("event `{}` has {size} bytes; at most {MAX_EVENT_BYTES}", event.id());
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
@@ -186,14 +192,14 @@ fn in_lane(event: Event) -> Result<(Lane, Event), Problem> {
 }
 
 /// A refusal (RFC 9457).
-struct Problem {
+pub(super) struct Problem {
     status: StatusCode,
     attribute: Option<String>,
     detail: String,
 }
 
 impl Problem {
-    fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+    pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self { status, attribute: None, detail: detail.into() }
     }
 }
