@@ -28,6 +28,7 @@ use crate::cli::{Failure, exit};
 use crate::clock::{Clock, Rng};
 use crate::config::Config;
 use crate::driver::ballast::Ballast;
+use crate::driver::outbox_admin::Admin;
 use crate::driver::{host, ingest, ops, outbox_open, outbox_writer, sled_store::SledStore, sys};
 use crate::event::{Lane, catalogue::Maker, catalogue::Occurrence};
 use crate::outbox::{Chronicle, Limits, Outbox, OutboxError};
@@ -227,10 +228,13 @@ pub async fn run(
         Reporter::new(maker, clock, rng.fork(), outbox.clone(), happenings.clone(), board.clone());
     tracing::info!(device, outbox = %config.outbox.path.display(), waiting = waiting.total(), "hark {} starts", env!("CARGO_PKG_VERSION"));
 
-    let mut connected =
+    let (mut connected, ask) =
         forwarding::start(&mut supervisor, uplink, &outbox, &reporter, clock, rng.fork());
     if let Some(path) = config.ingest.socket.clone() {
-        start_ingest(&mut supervisor, path, &outbox, source(&board)).await?;
+        let (files, max_size) = (config.outbox.path.clone(), config.outbox.max_size);
+        let admin = Admin::new(outbox.clone(), files, max_size, Some(ask));
+        let services = ingest::Services { outbox: outbox.clone(), admin, status: source(&board) };
+        start_ingest(&mut supervisor, path, services).await?;
     }
     if let Some(address) = config.ops.listen {
         start_ops(&mut supervisor, address, &board, &reporter);
@@ -360,23 +364,20 @@ impl outbox_writer::Disk<SledStore> for OutboxDisk {
 async fn start_ingest(
     supervisor: &mut Supervisor,
     path: PathBuf,
-    outbox: &outbox_writer::OutboxHandle,
-    status: ops::Source,
+    services: ingest::Services,
 ) -> Result<(), Failure> {
     // Bound here once, so that a wrong path ends the start with its message.
     let first =
         ingest::bind(&path).await.map_err(|e| Failure::new(exit::UNAVAILABLE, e.to_string()))?;
     let mut first = Some(first);
-    let outbox = outbox.clone();
     supervisor.task(Stage::Source, "ingest", BUDGET, move |stop| {
-        let (bound, path, outbox) = (first.take(), path.clone(), outbox.clone());
-        let status = status.clone();
+        let (bound, path, services) = (first.take(), path.clone(), services.clone());
         async move {
             let listener = match bound {
                 Some(listener) => listener,
                 None => ingest::bind(&path).await.map_err(|e| e.to_string())?,
             };
-            let served = ingest::serve(listener, outbox, status, stop.receiver()).await;
+            let served = ingest::serve(listener, services, stop.receiver()).await;
             served.map_err(|e| format!("serve {}: {e}", path.display()))
         }
     });

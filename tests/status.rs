@@ -6,7 +6,7 @@ mod support;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
-use support::agent::{Agent, Device};
+use support::agent::{Agent, Device, hark};
 use support::mosquitto::{Mosquitto, Subscriber};
 use support::{free_port, wait_until};
 
@@ -95,4 +95,25 @@ fn a_heartbeat_tells_how_the_device_is() {
     assert_eq!(beat["data"]["healthy"], true);
     assert_eq!(beat["data"]["audio"], serde_json::Value::Null);
     drop(agent);
+}
+
+#[test]
+fn hark_status_shows_the_running_agent_and_says_when_there_is_none() {
+    let broker = Mosquitto::start();
+    let device = Device::new(&broker.url(), "none");
+    let status = |more: &[&str]| {
+        let output = hark().arg("status").arg("--socket").arg(device.socket()).args(more).output();
+        let output = output.expect("run hark status");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, out, error) = status(&[]);
+    assert_eq!((code, out.as_str()), (Some(69), ""), "{error}");
+    assert!(error.contains("no agent listens on") && error.lines().count() == 1, "{error}");
+    let agent = device.start();
+    wait_until("it is connected", || status(&[]).1.contains("uplink    connected: "));
+    let (_, out, _) = status(&["--json"]);
+    let json: serde_json::Value = serde_json::from_str(&out).expect("one JSON object");
+    assert_eq!((&json["device"], &json["ready"]), (&"test".into(), &true.into()), "{out}");
+    assert!(agent.stop().success());
 }
