@@ -390,12 +390,7 @@ fn source(board: &Board) -> ops::Source {
 }
 
 /// A port that another program has must not keep the device from alarming: a fault, and another try.
-fn start_ops(
-    supervisor: &mut Supervisor,
-    address: SocketAddr,
-    board: &Board,
-    reporter: &Reporter,
-) {
+fn start_ops(supervisor: &mut Supervisor, address: SocketAddr, board: &Board, reporter: &Reporter) {
     let (status, reporter) = (source(board), reporter.clone());
     supervisor.task(Stage::Source, "ops", BUDGET, move |stop| {
         let (status, reporter) = (status.clone(), reporter.clone());

@@ -54,8 +54,18 @@ const IO: &[&str] = &[
     "hyper",
     "libc",
 ];
-const DOMAIN: &[&str] =
-    &["clock", "config", "event", "audio", "voice", "outbox", "uplink", "forwarder", "downlink", "status"];
+const DOMAIN: &[&str] = &[
+    "clock",
+    "config",
+    "event",
+    "audio",
+    "voice",
+    "outbox",
+    "uplink",
+    "forwarder",
+    "downlink",
+    "status",
+];
 
 fn sources(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

@@ -13,9 +13,9 @@ mod reader;
 mod units;
 mod uplink;
 
+use core::net::SocketAddr;
 use std::collections::BTreeMap;
 use std::fmt;
-use core::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 

@@ -61,18 +61,27 @@ pub async fn serve(
 fn router(source: Source) -> Router {
     let (metrics, health, ready) = (source.clone(), source.clone(), source);
     Router::new()
-        .route("/metrics", get(async move || {
-            let media_type = "text/plain; version=0.0.4; charset=utf-8";
-            ([(header::CONTENT_TYPE, media_type)], metrics.0().to_metrics())
-        }))
-        .route("/healthz", get(async move || {
-            let status = health.0();
-            verdict(status.healthy, &status)
-        }))
-        .route("/readyz", get(async move || {
-            let status = ready.0();
-            verdict(status.ready, &status)
-        }))
+        .route(
+            "/metrics",
+            get(async move || {
+                let media_type = "text/plain; version=0.0.4; charset=utf-8";
+                ([(header::CONTENT_TYPE, media_type)], metrics.0().to_metrics())
+            }),
+        )
+        .route(
+            "/healthz",
+            get(async move || {
+                let status = health.0();
+                verdict(status.healthy, &status)
+            }),
+        )
+        .route(
+            "/readyz",
+            get(async move || {
+                let status = ready.0();
+                verdict(status.ready, &status)
+            }),
+        )
 }
 
 /// 200, or 503 with what is wrong, a part a line.
@@ -95,7 +104,10 @@ fn verdict(well: bool, status: &Status) -> Response {
 
 /// `GET /status`: the whole status as JSON.
 pub fn status_router(source: Source) -> Router {
-    Router::new().route("/status", get(async move || {
-        ([(header::CONTENT_TYPE, "application/json")], source.0().to_value().to_string())
-    }))
+    Router::new().route(
+        "/status",
+        get(async move || {
+            ([(header::CONTENT_TYPE, "application/json")], source.0().to_value().to_string())
+        }),
+    )
 }
