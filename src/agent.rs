@@ -13,6 +13,7 @@
 //! Absent: alarms, commands and sensors; a detection is published as it is.
 
 mod board;
+pub mod doctor;
 mod forwarding;
 mod listening;
 mod reporter;

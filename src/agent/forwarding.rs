@@ -49,6 +49,13 @@ pub(super) struct Plan {
     rules: Rules,
 }
 
+impl Plan {
+    /// The part that says how to get to the broker and who we are there.
+    pub(super) fn into_driver(self) -> driver::Config {
+        self.driver
+    }
+}
+
 /// Checks the settings and reads the password.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 mod client;
 pub mod config;
 pub mod detect;
+pub mod doctor;
 pub mod emit;
 pub mod outbox;
 pub mod run;
@@ -66,6 +67,8 @@ pub enum Command {
     Outbox(outbox::Args),
     /// Show what the running agent says of itself
     Status(status::Args),
+    /// Check everything a failed installation could be, and say how to mend it
+    Doctor(doctor::Args),
     /// Check or show the configuration
     Config(config::Args),
     /// Print a completion script for a shell
@@ -82,6 +85,8 @@ impl Cli {
     pub fn default_log_level(&self) -> &'static str {
         match self.command {
             Command::Run(_) => "info",
+            // It says itself what it finds.
+            Command::Doctor(_) => "error",
             // The embedded broker calls every hang-up an error.
             #[cfg(feature = "simulator")]
             Command::Simulate(_) => "error,rumqttd=off",
@@ -104,6 +109,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Emit(args) => runtime()?.block_on(emit::run(&args, out.lock())),
         Command::Outbox(args) => runtime()?.block_on(outbox::run(&args, out.lock())),
         Command::Status(args) => runtime()?.block_on(status::run(&args, out.lock())),
+        Command::Doctor(args) => runtime()?.block_on(doctor::run(&args, out.lock())),
         Command::Config(args) => config::run(&args, out.lock()),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "hark", &mut out.lock());
