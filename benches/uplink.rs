@@ -51,7 +51,7 @@ async fn ours(port: u16, count: usize) -> Duration {
     fill(&path, count);
     let text = format!(
         "[device]\nid = \"bench\"\n[audio]\ninput = \"none\"\n[outbox]\npath = {path:?}\n\
-         [uplink]\nurl = \"mqtt://127.0.0.1:{port}\"\nwindow = {WINDOW}\n[ingest]\nsocket = \"\"\n"
+         [uplink]\nurl = \"mqtt://127.0.0.1:{port}\"\nwindow = {WINDOW}\n[ingest]\nsocket = \"\"\n[ops]\nlisten = \"\"\n"
     );
     let config = config::load("bench", &text, std::iter::empty()).unwrap().config;
     let parts = Parts::device();

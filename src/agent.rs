@@ -13,13 +13,17 @@
 //! Absent: sensors.
 
 mod alarming;
+mod board;
 mod commanding;
+pub mod doctor;
 mod forwarding;
 mod listening;
 mod pressing;
 mod reporter;
 mod signalling;
 
+use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -30,12 +34,14 @@ use crate::cli::{Failure, exit};
 use crate::clock::{Clock, Rng};
 use crate::config::{self, Config};
 use crate::driver::ballast::Ballast;
-use crate::driver::{host, ingest, outbox_open, outbox_writer, sled_store::SledStore, sys};
+use crate::driver::outbox_admin::Admin;
+use crate::driver::{host, ingest, ops, outbox_open, outbox_writer, sled_store::SledStore, sys};
 use crate::event::{Lane, catalogue::Maker, catalogue::Occurrence};
 use crate::outbox::{Chronicle, Limits, Outbox, OutboxError};
 use crate::sensor::button::Press;
 use crate::supervisor::{Budget, Report, Stage, Supervisor};
 
+use board::Board;
 pub use listening::{Listener, ListenerFactory};
 use reporter::Reporter;
 
@@ -48,6 +54,10 @@ const ROUND: Duration = Duration::from_secs(5);
 /// How long the outbox may take to answer: salvage of a damaged store takes three seconds, a
 /// sync of a worn card seldom more than one.
 const HANG: Duration = Duration::from_secs(30);
+/// Between two attempts to listen for whoever asks for metrics.
+const REBIND: Duration = Duration::from_secs(30);
+/// The part that is at fault when that fails.
+const OPS: &str = "ops";
 /// A part that ran for so long after a restart counts as mended.
 const MENDED: Duration = Duration::from_secs(30);
 
@@ -128,6 +138,10 @@ pub enum Happening {
         /// Why.
         reason: String,
     },
+    /// There is a session with a broker.
+    Connected,
+    /// There is none any more.
+    Disconnected,
     /// News of the connection, in one line.
     Uplink(String),
     /// A part failed.
@@ -238,8 +252,15 @@ pub async fn run(
     let (mut supervisor, mut reports) = Supervisor::new();
     let waiting = outbox.levels();
     let outbox = start_outbox(&mut supervisor, outbox, chronicle, &config, clock);
-    let reporter =
-        Reporter::new(maker.clone(), clock, rng.fork(), outbox.clone(), happenings.clone());
+    let board = Board::new(&device, listening.is_some(), &outbox, clock);
+    let reporter = Reporter::new(
+        maker.clone(),
+        clock,
+        rng.fork(),
+        outbox.clone(),
+        happenings.clone(),
+        board.clone(),
+    );
     tracing::info!(device, outbox = %config.outbox.path.display(), waiting = waiting.total(), "hark {} starts", env!("CARGO_PKG_VERSION"));
 
     let (alarms_wanted, ingested) = mpsc::channel(ingest::MAX_REQUESTS);
@@ -263,17 +284,22 @@ pub async fn run(
         signal,
     };
     let alarms = alarming::start(&mut supervisor, alarming, wires);
-    let mut connected =
+    let (mut connected, ask) =
         forwarding::start(&mut supervisor, uplink, &outbox, &reporter, &alarms, clock, rng.fork());
     pressing::start(&mut supervisor, &config.buttons, &reporter, &alarms, clock);
     if let Some(controls) = controls {
         pressing::start_controls(&mut supervisor, controls, &alarms);
     }
     if let Some(path) = config.ingest.socket.clone() {
-        let outbox = outbox.clone();
+        let (files, max_size) = (config.outbox.path.clone(), config.outbox.max_size);
+        let admin = Admin::new(outbox.clone(), files, max_size, Some(ask));
         let routes = config.ingest.routes.iter().map(route).collect();
-        let targets = ingest::Targets { outbox, routes, alarms: alarms_wanted };
-        start_ingest(&mut supervisor, path, targets).await?;
+        let targets = ingest::Targets { outbox: outbox.clone(), routes, alarms: alarms_wanted };
+        let services = ingest::Services { targets, admin, status: source(&board) };
+        start_ingest(&mut supervisor, path, services).await?;
+    }
+    if let Some(address) = config.ops.listen {
+        start_ops(&mut supervisor, address, &board, &reporter);
     }
     if let Some(plan) = listening {
         let alarms = config.alarm.on_keyphrase.then(|| alarms.clone());
@@ -284,6 +310,7 @@ pub async fn run(
     // Beside and not within: whoever watches over the parts waits for the outbox himself.
     let ended = tokio::select! {
         ended = watch_over(stop, &mut reports, &reporter, &outbox, clock) => ended,
+        never = beat(config.ops.heartbeat_interval, &board, &reporter) => match never {},
         () = hangs(&outbox) => Err(Failure::new(
             exit::IO,
             format!(
@@ -409,24 +436,71 @@ fn route(route: &config::Route) -> ingest::Route {
 async fn start_ingest(
     supervisor: &mut Supervisor,
     path: PathBuf,
-    targets: ingest::Targets,
+    services: ingest::Services,
 ) -> Result<(), Failure> {
     // Bound here once, so that a wrong path ends the start with its message.
     let first =
         ingest::bind(&path).await.map_err(|e| Failure::new(exit::UNAVAILABLE, e.to_string()))?;
     let mut first = Some(first);
     supervisor.task(Stage::Source, "ingest", BUDGET, move |stop| {
-        let (bound, path, targets) = (first.take(), path.clone(), targets.clone());
+        let (bound, path, services) = (first.take(), path.clone(), services.clone());
         async move {
             let listener = match bound {
                 Some(listener) => listener,
                 None => ingest::bind(&path).await.map_err(|e| e.to_string())?,
             };
-            let served = ingest::serve(listener, targets, stop.receiver()).await;
+            let served = ingest::serve(listener, services, stop.receiver()).await;
             served.map_err(|e| format!("serve {}: {e}", path.display()))
         }
     });
     Ok(())
+}
+
+fn source(board: &Board) -> ops::Source {
+    let board = board.clone();
+    ops::Source::new(move || board.status())
+}
+
+/// A port that another program has must not keep the device from alarming: a fault, and another try.
+fn start_ops(supervisor: &mut Supervisor, address: SocketAddr, board: &Board, reporter: &Reporter) {
+    let (status, reporter) = (source(board), reporter.clone());
+    supervisor.task(Stage::Source, "ops", BUDGET, move |stop| {
+        let (status, reporter) = (status.clone(), reporter.clone());
+        async move {
+            let mut stopped = stop.receiver();
+            while !*stopped.borrow() {
+                match ops::bind(address).await {
+                    Ok(listener) => {
+                        reporter.clear(OPS).await;
+                        let served = ops::serve(listener, status, stopped).await;
+                        return served.map_err(|e| format!("serve {address}: {e}"));
+                    }
+                    Err(error) => {
+                        let problem = format!(
+                            "no metrics: listen on {address}: {error}; set ops.listen to a free port, or to \"\""
+                        );
+                        reporter.raise(OPS, &problem).await;
+                    }
+                }
+                let _ = tokio::time::timeout(REBIND, stopped.wait_for(|stop| *stop)).await;
+            }
+            Ok(())
+        }
+    });
+}
+
+/// Sends a heartbeat now and then, for ever.
+async fn beat(interval: Duration, board: &Board, reporter: &Reporter) -> Infallible {
+    let mut heart = tokio::time::interval(interval);
+    // The first tick is at once, and what begins is told by `device.session.started`.
+    heart.tick().await;
+    loop {
+        heart.tick().await;
+        let heartbeat = Occurrence::Heartbeat { health: board.status().to_value() };
+        if let Err(error) = reporter.report(&heartbeat).await {
+            tracing::error!("a heartbeat is not recorded: {error}");
+        }
+    }
 }
 
 /// Runs until there is a reason to end: `Ok` with it, or a part that was given up.

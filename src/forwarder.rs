@@ -542,6 +542,16 @@ impl Forwarder {
         self.flights.len()
     }
 
+    /// Where those stand that are in flight.
+    pub fn in_flight_places(&self) -> impl Iterator<Item = (Lane, Position)> {
+        self.flights.values().map(|flight| (flight.lane, flight.position))
+    }
+
+    /// Where those stand whose receipt is missing.
+    pub fn unconfirmed_places(&self) -> impl Iterator<Item = (Lane, Position)> {
+        self.awaiting.places()
+    }
+
     /// Records that the broker has and whose consumer has not said so.
     pub fn unconfirmed(&self) -> usize {
         self.awaiting.len()

@@ -23,6 +23,8 @@ pub mod downlink;
 pub mod forwarder;
 pub mod uplink;
 
+pub mod status;
+
 pub mod driver;
 
 pub mod agent;

@@ -36,7 +36,7 @@ fn configuration(directory: &Path, broker: &str) -> config::Config {
     write_silence(&silence);
     let text = format!(
         "[device]\nid = \"test\"\n[audio]\ninput = \"wav:{}\"\n[outbox]\npath = {:?}\n\
-         [uplink]\nurl = {broker:?}\n[ingest]\nsocket = \"\"\n[lanes.status]\ncoalesce = \"1ms\"\n",
+         [uplink]\nurl = {broker:?}\n[ingest]\nsocket = \"\"\n[ops]\nlisten = \"\"\n[lanes.status]\ncoalesce = \"1ms\"\n",
         silence.display(),
         directory.join("outbox"),
     );

@@ -17,7 +17,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("uplink", &["clock"]),
     ("forwarder", &["clock", "event", "outbox", "uplink"]),
     ("downlink", &["clock", "event", "uplink"]),
-    ("driver", &["audio", "clock", "event", "outbox", "uplink", "voice"]),
+    ("status", &["event"]),
+    ("driver", &["audio", "clock", "event", "outbox", "status", "uplink", "voice"]),
     ("supervisor", &[]),
     (
         "agent",
@@ -33,6 +34,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "forwarder",
             "outbox",
             "sensor",
+            "status",
             "supervisor",
             "uplink",
             "voice",
@@ -68,6 +70,7 @@ const DOMAIN: &[&str] = &[
     "uplink",
     "forwarder",
     "downlink",
+    "status",
 ];
 
 fn sources(directory: &Path) -> Vec<PathBuf> {

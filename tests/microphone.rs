@@ -128,7 +128,7 @@ fn run_agent(input: &str, blocks: u32, mut each_second: impl FnMut(&Path)) -> St
     std::fs::create_dir_all(&directory).unwrap();
     let text = format!(
         "[device]\nid = \"test\"\n[audio]\ninput = {input:?}\n[outbox]\npath = {:?}\n\
-         [uplink]\nurl = {:?}\n[ingest]\nsocket = \"\"\n",
+         [uplink]\nurl = {:?}\n[ingest]\nsocket = \"\"\n[ops]\nlisten = \"\"\n",
         directory.join("outbox"),
         std::env::var(BROKER).unwrap(),
     );

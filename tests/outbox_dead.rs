@@ -5,7 +5,7 @@ mod support;
 
 use hark::driver::sled_store::SledStore;
 use hark::event::Lane;
-use hark::outbox::Outbox;
+use hark::outbox::{Outbox, PageLimit};
 use support::agent::Device;
 use support::mosquitto::{Mosquitto, Options, Subscriber};
 
@@ -51,7 +51,9 @@ fn an_event_too_large_for_the_broker_becomes_a_dead_letter_and_the_lane_goes_on(
 
     let store = SledStore::open(&device.outbox()).expect("open store");
     let outbox = Outbox::open(store).expect("open outbox");
-    let letters = outbox.dead_letters(Lane::Alert).expect("dead letters");
+    let letters = outbox
+        .dead_letters(Lane::Alert, None, PageLimit { records: 256, bytes: 1 << 20 })
+        .expect("dead letters");
     assert_eq!(letters.len(), 1);
     assert_eq!((letters[0].record.event.id(), letters[0].record.sequence), ("poison", 2));
     assert_eq!(outbox.depth()[Lane::Alert.index()], 0);

@@ -331,7 +331,9 @@ fn dead_letters_are_salvaged_as_such() {
     drop(outbox);
     outbox_open::distrust(&path, "a test");
     let outbox = open(&path);
-    let letters = outbox.dead_letters(Lane::Alert).expect("dead letters");
+    let letters = outbox
+        .dead_letters(Lane::Alert, None, PageLimit { records: 256, bytes: 1 << 20 })
+        .expect("dead letters");
     assert_eq!((letters.len(), letters[0].reason.as_str()), (1, "refused for good"));
     assert_eq!((letters[0].record.position, letters[0].record.event.id()), (Position(7), "6"));
     let limit = PageLimit { records: 100, bytes: 1 << 20 };

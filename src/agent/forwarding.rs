@@ -1,8 +1,9 @@
 //! Joins forwarder, outbox and uplink session: one task, started anew as a whole if it fails.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use super::alarming::{AlarmHandle, Settle};
 use super::{BUDGET, Happening, Reporter};
@@ -11,10 +12,12 @@ use crate::cli::{Failure, exit};
 use crate::clock::{Clock, Rng};
 use crate::config;
 use crate::downlink;
+use crate::driver::outbox_admin::{AskUnderWay, UnderWay};
 use crate::driver::outbox_writer::OutboxHandle;
 use crate::driver::{host, net, uplink as driver};
 use crate::event::Lane;
 use crate::forwarder::{Confirm, Fate, Flight, Forwarder, Mode, Overdue, Rules, events_topic};
+use crate::outbox::Levels;
 use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
 use crate::uplink::{
     Counters, Credentials, Notice, Outgoing, Presence, Protocol, Received, Settings, Version,
@@ -27,6 +30,8 @@ const NOTICES: usize = 256;
 const SETTLED: usize = 64;
 /// Publishes that wait for the session.
 const OUTGOING: usize = 32;
+/// Questions about what is under way that wait.
+const QUESTIONS: usize = 4;
 /// Changes of faults that wait to be reported.
 const CHANGES: usize = 64;
 /// A session that held so long ends the suspicion that another device has our client id.
@@ -48,6 +53,12 @@ pub(super) struct Plan {
 
 /// The part that is at fault while no command can come.
 const COMMANDS: &str = "commands";
+impl Plan {
+    /// The part that says how to get to the broker and who we are there.
+    pub(super) fn into_driver(self) -> driver::Config {
+        self.driver
+    }
+}
 
 /// Checks the settings and reads the password.
 ///
@@ -127,7 +138,8 @@ fn rules(config: &config::Config) -> Rules {
     }
 }
 
-/// Starts the task. The receiver says whether there is a session with the broker.
+/// Starts the task. The receiver says whether there is a session with the broker; the sender is for
+/// questions about what is under way.
 pub(super) fn start(
     supervisor: &mut Supervisor,
     plan: Plan,
@@ -136,14 +148,17 @@ pub(super) fn start(
     alarms: &AlarmHandle,
     clock: Clock,
     mut rng: Rng,
-) -> watch::Receiver<bool> {
+) -> (watch::Receiver<bool>, AskUnderWay) {
     let connected = watch::Sender::new(false);
+    let (ask, asked) = mpsc::channel(QUESTIONS);
+    let asked = Arc::new(Mutex::new(asked));
     let receiver = connected.subscribe();
     let (outbox, reporter, alarms) = (outbox.clone(), reporter.clone(), alarms.clone());
     supervisor.task(Stage::Uplink, "uplink", BUDGET, move |stop| {
         let (tell, changes) = mpsc::channel(CHANGES);
         let pump = Pump {
             tell,
+            asked: Arc::clone(&asked),
             forwarder: Forwarder::new(&plan.device, plan.rules),
             device: plan.device.clone(),
             rules: plan.rules,
@@ -158,7 +173,7 @@ pub(super) fn start(
         };
         forward(plan.clone(), pump, report(reporter.clone(), changes), rng.fork(), stop)
     });
-    receiver
+    (receiver, ask)
 }
 
 async fn forward(
@@ -226,6 +241,8 @@ pub(super) async fn report(reporter: Reporter, mut changes: mpsc::Receiver<Chang
 struct Pump {
     forwarder: Forwarder,
     tell: mpsc::Sender<Change>,
+    /// Questions about what is under way; they outlive a restart.
+    asked: Arc<Mutex<mpsc::Receiver<oneshot::Sender<UnderWay>>>>,
     device: String,
     rules: Rules,
     faults: Faults,
@@ -250,6 +267,8 @@ impl Pump {
     ) -> Outcome {
         let mut levels = self.outbox.levels();
         levels.mark_changed();
+        let asked = Arc::clone(&self.asked);
+        let mut asked = asked.lock().await;
         loop {
             let now = self.clock.now();
             self.round(now).await?;
@@ -275,21 +294,43 @@ impl Pump {
                 },
                 changed = levels.changed() => match changed {
                     Ok(()) => {
-                        let (tails, records) = {
-                            let levels = levels.borrow_and_update();
-                            (levels.tails, levels.records)
-                        };
-                        self.forwarder.reach(tails);
-                        let urgent = records[Lane::Alert.index()] > 0;
-                        self.urgent.send_if_modified(|was| std::mem::replace(was, urgent) != urgent);
+                        let levels = *levels.borrow_and_update();
+                        self.reached(&levels);
                     }
                     Err(_) => return Err("the outbox is closed".to_owned()),
                 },
+                Some(reply) = asked.recv() => {
+                    let _ = reply.send(UnderWay {
+                        in_flight: self.forwarder.in_flight_places().collect(),
+                        unconfirmed: self.forwarder.unconfirmed_places().collect(),
+                    });
+                }
                 () = tokio::time::sleep(due), if due != Duration::MAX => {}
             }
         }
         self.connected.send_replace(false);
         Ok(())
+    }
+
+    /// How far the outbox reaches now, and whether alerts wait or are dead letters.
+    fn reached(&mut self, levels: &Levels) {
+        self.forwarder.reach(levels.tails);
+        let at = Lane::Alert.index();
+        let urgent = levels.records[at] > 0;
+        self.urgent.send_if_modified(|was| std::mem::replace(was, urgent) != urgent);
+        if levels.dead[at] > 0 && !self.faults.dead {
+            self.faults.dead = true;
+            let problem = format!(
+                "{} alerts are dead letters: see `hark outbox list --dead`",
+                levels.dead[at]
+            );
+            self.tell(DEAD_LETTER, Some(&problem));
+        }
+        // One that was put back is not delivered yet.
+        if self.faults.dead && levels.dead[at] == 0 && !urgent {
+            self.faults.dead = false;
+            self.tell(DEAD_LETTER, None);
+        }
     }
 
     /// Gives the session as much as there is room for: what is handed out is bounded by the forwarder.
@@ -422,7 +463,7 @@ impl Pump {
             return Ok(());
         }
         self.faults.offered_dead = Some(now);
-        let count = self.outbox.requeue_alerts().await.map_err(|e| e.to_string())?;
+        let count = self.outbox.requeue(Lane::Alert, None).await.map_err(|e| e.to_string())?;
         if count > 0 {
             tracing::warn!(count, "alerts among the dead letters are offered again");
         }
@@ -518,6 +559,7 @@ impl Pump {
         let line = match notice {
             Notice::Connected { protocol, session_present, .. } => {
                 self.connected.send_replace(true);
+                self.reporter.happened(Happening::Connected);
                 self.faults.down = false;
                 self.tell("uplink", None);
                 self.faults.steady = self.faults.contested.then(|| self.clock.now() + STEADY);
@@ -553,6 +595,7 @@ impl Pump {
             Notice::Closed { reason } => {
                 self.faults.steady = None;
                 self.connected.send_replace(false);
+                self.reporter.happened(Happening::Disconnected);
                 reason.to_string()
             }
             Notice::ProtocolChanged { to, reason } => format!("trying {to}: {reason}"),

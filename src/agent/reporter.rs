@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{broadcast, watch};
 
 use super::Happening;
+use super::board::Board;
 use crate::alarm::Signal;
 use crate::clock::{Clock, Rng};
 use crate::driver::outbox_writer::OutboxHandle;
@@ -28,6 +29,7 @@ struct Shared {
     rng: Mutex<Rng>,
     outbox: OutboxHandle,
     happenings: broadcast::Sender<Happening>,
+    board: Board,
     at_fault: Mutex<BTreeSet<String>>,
     /// What of it the person beside the device is to see.
     signal: watch::Sender<Signal>,
@@ -38,7 +40,7 @@ fn event_types(events: &[(Lane, Event)]) -> Vec<String> {
 }
 
 /// A thread that panicked with the lock held left nothing half done in these small values.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -49,10 +51,11 @@ impl Reporter {
         rng: Rng,
         outbox: OutboxHandle,
         happenings: broadcast::Sender<Happening>,
+        board: Board,
     ) -> Self {
         let (rng, at_fault) = (Mutex::new(rng), Mutex::default());
         let signal = watch::Sender::new(Signal::Off);
-        let shared = Shared { maker, clock, rng, outbox, happenings, at_fault, signal };
+        let shared = Shared { maker, clock, rng, outbox, happenings, board, at_fault, signal };
         Self { shared: Arc::new(shared) }
     }
 
@@ -72,8 +75,9 @@ impl Reporter {
         self.shared.signal.send_if_modified(|was| std::mem::replace(was, signal) != signal);
     }
 
-    /// Tells whoever watches; nobody may.
+    /// Tells whoever watches; nobody may. The board notes it.
     pub(super) fn happened(&self, happening: Happening) {
+        self.shared.board.note(&happening);
         let _ = self.shared.happenings.send(happening);
     }
 

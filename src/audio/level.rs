@@ -76,9 +76,65 @@ impl Meter {
     }
 }
 
+/// The noise floor: the quietest block of the last half minute.
+///
+/// Somebody who speaks breathes in between, so speech hardly moves it; what stays, such as a
+/// television, does within the half minute.
+#[derive(Debug, Clone, Default)]
+pub struct NoiseFloor {
+    /// The quietest block of each of the last seconds, oldest overwritten first.
+    seconds: Vec<f32>,
+    next: usize,
+    quietest: Option<f32>,
+    blocks: usize,
+}
+
+impl NoiseFloor {
+    /// Seconds that are looked back on.
+    const SECONDS: usize = 30;
+    /// Blocks of [`Meter::BLOCK`] in a second.
+    const BLOCKS: usize = SAMPLE_RATE_HZ as usize / Meter::BLOCK;
+
+    /// Takes the level of the next block, dBFS.
+    pub fn push(&mut self, dbfs: f32) {
+        self.quietest = Some(self.quietest.map_or(dbfs, |quietest| quietest.min(dbfs)));
+        self.blocks += 1;
+        if self.blocks < Self::BLOCKS {
+            return;
+        }
+        let second = self.quietest.take().unwrap_or(dbfs);
+        self.blocks = 0;
+        if self.seconds.len() < Self::SECONDS {
+            self.seconds.push(second);
+        } else {
+            self.seconds[self.next] = second;
+            self.next = (self.next + 1) % Self::SECONDS;
+        }
+    }
+
+    /// The floor, −120.0..=0.0 dBFS; `None` before the first block.
+    pub fn dbfs(&self) -> Option<f32> {
+        self.seconds.iter().copied().chain(self.quietest).reduce(f32::min)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_noise_floor_is_below_speech_and_follows_a_television_within_half_a_minute() {
+        let mut floor = NoiseFloor::default();
+        assert_eq!(floor.dbfs(), None);
+        for block in 0..600 {
+            floor.push(if block % 7 == 0 { -62.0 } else { -25.0 });
+        }
+        assert_eq!(floor.dbfs(), Some(-62.0));
+        for _ in 0..301 {
+            floor.push(-35.0);
+        }
+        assert_eq!(floor.dbfs(), Some(-35.0));
+    }
 
     fn levels(samples: &[f32], chunk: usize) -> Vec<Level> {
         let (mut meter, mut out) = (Meter::new(), Vec::new());

@@ -3,14 +3,9 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::{Request, header};
-use hyper_util::rt::TokioIo;
 use serde_json::value::RawValue;
-use tokio::net::UnixStream;
 
+use super::client::Agent;
 use super::{Failure, exit};
 use crate::driver::ingest::{MAX_BATCH, MAX_BODY_BYTES};
 use crate::event::{Event, Lane, Value, json};
@@ -43,9 +38,9 @@ pub async fn run(args: &Args, mut out: impl std::io::Write) -> Result<(), Failur
     if events.is_empty() {
         return Err(Failure::new(exit::IO, format!("{name} holds no event")));
     }
-    let mut agent = connect(&args.socket).await?;
+    let mut agent = Agent::connect(&args.socket).await.map_err(|e| e.failure(&args.socket))?;
     for batch in batches(&events) {
-        let accepted = send(&mut agent, &args.socket, batch).await?;
+        let accepted = send(&mut agent, batch).await?;
         out.write_all(accepted.as_bytes())
             .map_err(|e| Failure::new(exit::IO, format!("write to standard output: {e}")))?;
     }
@@ -98,46 +93,10 @@ fn batches(events: &[Vec<u8>]) -> impl Iterator<Item = &[Vec<u8>]> {
     })
 }
 
-async fn connect(socket: &Path) -> Result<SendRequest<Full<Bytes>>, Failure> {
-    let unavailable = |e: &dyn std::fmt::Display| {
-        let message = format!("no agent listens on {}: {e}; is `hark run` up?", socket.display());
-        Failure::new(exit::UNAVAILABLE, message)
-    };
-    let stream = UnixStream::connect(socket).await.map_err(|e| unavailable(&e))?;
-    let (sender, connection) =
-        handshake(TokioIo::new(stream)).await.map_err(|e| unavailable(&e))?;
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "hyper wants its connection driven beside the requests; it ends with this command"
-    )]
-    tokio::spawn(connection);
-    Ok(sender)
-}
-
-async fn send(
-    agent: &mut SendRequest<Full<Bytes>>,
-    socket: &Path,
-    batch: &[Vec<u8>],
-) -> Result<String, Failure> {
-    let unavailable = |what: String| {
-        Failure::new(exit::UNAVAILABLE, format!("the agent on {}: {what}", socket.display()))
-    };
+async fn send(agent: &mut Agent, batch: &[Vec<u8>]) -> Result<String, Failure> {
     let body = [b"[".as_slice(), &batch.join(&b","[..]), b"]"].concat();
-    let request = Request::post("http://hark/events")
-        .header(header::HOST, "hark")
-        .header(header::CONTENT_TYPE, json::BATCH_MEDIA_TYPE)
-        .body(Full::new(Bytes::from(body)))
-        .map_err(|e| unavailable(e.to_string()))?;
-    let response = agent.send_request(request).await.map_err(|e| unavailable(e.to_string()))?;
-    let status = response.status();
-    let body = response.into_body().collect().await.map_err(|e| unavailable(e.to_string()))?;
-    let body: serde_json::Value =
-        serde_json::from_slice(&body.to_bytes()).map_err(|e| unavailable(e.to_string()))?;
-    if !status.is_success() {
-        let detail = body["detail"].as_str().unwrap_or("no reason given");
-        let code = if status.is_client_error() { exit::IO } else { exit::UNAVAILABLE };
-        return Err(Failure::new(code, format!("the agent refused ({status}): {detail}")));
-    }
+    let body = agent.post("/events", json::BATCH_MEDIA_TYPE, body).await?;
+    let body: serde_json::Value = agent.understand(&body)?;
     let lines = body["accepted"].as_array().into_iter().flatten().map(|a| format!("{a}\n"));
     Ok(lines.collect())
 }

@@ -1,11 +1,15 @@
 //! Subcommands, one file each: arguments in, work done, an exit code out.
 
+mod client;
 pub mod config;
 pub mod detect;
+pub mod doctor;
 pub mod emit;
+pub mod outbox;
 pub mod run;
 #[cfg(feature = "simulator")]
 pub mod simulate;
+pub mod status;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -59,6 +63,12 @@ pub enum Command {
     Detect(detect::Args),
     /// Hand CloudEvents to a running agent
     Emit(emit::Args),
+    /// Look at what waits in the outbox, put dead letters back, destroy
+    Outbox(outbox::Args),
+    /// Show what the running agent says of itself
+    Status(status::Args),
+    /// Check everything a failed installation could be, and say how to mend it
+    Doctor(doctor::Args),
     /// Check or show the configuration
     Config(config::Args),
     /// Print a completion script for a shell
@@ -75,6 +85,8 @@ impl Cli {
     pub fn default_log_level(&self) -> &'static str {
         match self.command {
             Command::Run(_) => "info",
+            // It says itself what it finds.
+            Command::Doctor(_) => "error",
             // The embedded broker calls every hang-up an error.
             #[cfg(feature = "simulator")]
             Command::Simulate(_) => "error,rumqttd=off",
@@ -95,6 +107,9 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Simulate(args) => simulate::run(&args),
         Command::Detect(args) => detect::run(&args, &mut out.lock()),
         Command::Emit(args) => runtime()?.block_on(emit::run(&args, out.lock())),
+        Command::Outbox(args) => runtime()?.block_on(outbox::run(&args, out.lock())),
+        Command::Status(args) => runtime()?.block_on(status::run(&args, out.lock())),
+        Command::Doctor(args) => runtime()?.block_on(doctor::run(&args, out.lock())),
         Command::Config(args) => config::run(&args, out.lock()),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "hark", &mut out.lock());

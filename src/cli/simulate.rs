@@ -82,6 +82,7 @@ fn load(args: &Args, url: &str, recordings: &[PathBuf], scratch: &Path) -> Resul
         ("signal.tone", "HARK__SIGNAL__TONE", "none".to_owned(), false),
         ("outbox.path", "HARK__OUTBOX__PATH", in_scratch("outbox"), false),
         ("ingest.socket", "HARK__INGEST__SOCKET", in_scratch("ingest.sock"), false),
+        ("ops.listen", "HARK__OPS__LISTEN", String::new(), false),
         ("uplink.url", "HARK__UPLINK__URL", url.to_owned(), args.broker.is_some()),
     ];
     let overrides = simulated

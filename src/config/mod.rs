@@ -14,6 +14,7 @@ mod reader;
 mod units;
 mod uplink;
 
+use core::net::SocketAddr;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -50,6 +51,8 @@ pub struct Config {
     pub receipts: [Receipts; 3],
     /// `[ingest]`
     pub ingest: Ingest,
+    /// `[ops]`
+    pub ops: Ops,
 }
 
 /// `confirm` and `receipt_timeout` of a lane.
@@ -148,6 +151,15 @@ pub struct Ingest {
     pub routes: Vec<Route>,
 }
 
+/// `[ops]`: for whoever watches over the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ops {
+    /// Where `/metrics`, `/healthz` and `/readyz` are served. `None`: nowhere.
+    pub listen: Option<SocketAddr>,
+    /// Between two `device.heartbeat.sent`.
+    pub heartbeat_interval: Duration,
+}
+
 /// The phrases that need no phonemes.
 pub const BUILT_IN_KEYPHRASES: [&str; 4] = ["help", "help me", "hilfe", "zu hilfe"];
 
@@ -227,7 +239,7 @@ fn read(root: &mut BTreeMap<String, Entry>, findings: &mut Findings) -> Config {
     let uplink = uplink::read(Section::take_from(root, "uplink", findings));
     let commands = alarm::commands(Section::take_from(root, "commands", findings));
     let ingest = ingest(Section::take_from(root, "ingest", findings));
-    ops(Section::take_from(root, "ops", findings));
+    let ops = ops(Section::take_from(root, "ops", findings));
     Config {
         device,
         audio,
@@ -240,6 +252,7 @@ fn read(root: &mut BTreeMap<String, Entry>, findings: &mut Findings) -> Config {
         uplink,
         receipts,
         ingest,
+        ops,
     }
 }
 
@@ -485,17 +498,22 @@ fn ingest(mut section: Section<'_>) -> Ingest {
     Ingest { socket, routes }
 }
 
-fn ops(mut section: Section<'_>) {
-    section.checked(
+fn ops(mut section: Section<'_>) -> Ops {
+    let listen = section.checked(
         "listen",
-        (),
+        Some(SocketAddr::from(([127, 0, 0, 1], 9464))),
         |text| match text {
-            "" => Ok(()),
-            other => Err(format!("is `{other}`; this version serves no metrics: leave it empty")),
+            "" => Ok(None),
+            text => text.parse().map(Some).map_err(|_| {
+                format!("is `{text}`; an address and a port such as \"127.0.0.1:9464\", or \"\"")
+            }),
         },
-        |()| reader::quoted(""),
+        |address| reader::quoted(&address.map_or(String::new(), |a| a.to_string())),
     );
+    let (default, least) = (Duration::from_secs(300), Duration::from_secs(1));
+    let heartbeat_interval = section.duration("heartbeat_interval", default, least);
     section.finish();
+    Ops { listen, heartbeat_interval }
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ fn what_this_version_cannot_honour_is_refused_and_not_ignored() {
         "[[sensor]]\nname = \"t\"\n",
         "[uplink]\nmode = \"binary\"\nprotocol = \"3.1.1\"\n",
         "[voice]\nconfirm = \"recogniser\"\n",
-        "[ops]\nlisten = \"127.0.0.1:9464\"\n",
+        "[ops]\nlisten = \"localhost\"\n",
     ] {
         assert_eq!(problems(text).len(), 1, "{text}: {:?}", problems(text));
     }

@@ -5,6 +5,8 @@
 //! request is on stable storage; nothing else does. Refusals are `application/problem+json`
 //! (RFC 9457) and name the `attribute` at fault.
 //!
+//! The same socket serves the outbox to `hark outbox` ([`outbox_http`]).
+//!
 //! Bounds: [`MAX_BODY_BYTES`] a request, [`MAX_BATCH`] events in it, [`MAX_EVENT_BYTES`] each,
 //! [`MAX_REQUESTS`] at once, [`BODY_DEADLINE`] to send it.
 //!
@@ -32,9 +34,12 @@ use serde_json::json;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use super::ops;
+use super::outbox_admin::Admin;
+use super::outbox_http;
 use super::outbox_writer::OutboxHandle;
 use crate::event::{Event, EventError, Lane, MAX_EVENT_BYTES, json as format};
-use crate::outbox::sequence_text;
+use crate::outbox::{event_bytes, sequence_text};
 
 /// The largest request body, in bytes.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
@@ -103,6 +108,17 @@ pub enum IngestError {
     Bind(PathBuf, #[source] io::Error),
 }
 
+/// What the socket gives access to.
+#[derive(Debug, Clone)]
+pub struct Services {
+    /// Where events go.
+    pub targets: Targets,
+    /// For `hark outbox`.
+    pub admin: Admin,
+    /// For `hark status`.
+    pub status: ops::Source,
+}
+
 /// Binds the socket, replacing one that a dead process left behind. Mode 0660.
 ///
 /// # Errors
@@ -131,11 +147,13 @@ pub async fn bind(path: &Path) -> Result<UnixListener, IngestError> {
 /// The listener failed.
 pub async fn serve(
     listener: UnixListener,
-    targets: Targets,
+    services: Services,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
+    let Services { targets, admin, status } = services;
     let shared = Arc::new(Shared { targets, slots: Semaphore::new(MAX_REQUESTS) });
     let router = Router::new().route("/events", post(events)).with_state(shared);
+    let router = router.merge(outbox_http::router(admin)).merge(ops::status_router(status));
     let stopped = async move {
         let _ = stop.wait_for(|stop| *stop).await;
     };
@@ -206,7 +224,7 @@ fn is_batch(media_type: &str) -> Result<bool, Problem> {
     }
 }
 
-async fn read(body: Body) -> Result<Bytes, Problem> {
+pub(super) async fn read(body: Body) -> Result<Bytes, Problem> {
     match tokio::time::timeout(BODY_DEADLINE, axum::body::to_bytes(body, MAX_BODY_BYTES)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(error))
@@ -251,7 +269,7 @@ impl Targets {
 
 /// The lane that the event asks for, telemetry if it asks for none.
 fn in_lane(event: Event) -> Result<(Lane, Event), Problem> {
-    let size = format::to_vec(&event).len();
+    let size = event_bytes(&event);
     if size > MAX_EVENT_BYTES {
         let detail = format!("event `{}` has {size} bytes; at most {MAX_EVENT_BYTES}", event.id());
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
@@ -267,14 +285,14 @@ fn in_lane(event: Event) -> Result<(Lane, Event), Problem> {
 }
 
 /// A refusal (RFC 9457).
-struct Problem {
+pub(super) struct Problem {
     status: StatusCode,
     attribute: Option<String>,
     detail: String,
 }
 
 impl Problem {
-    fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+    pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self { status, attribute: None, detail: detail.into() }
     }
 }

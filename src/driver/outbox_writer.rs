@@ -17,6 +17,8 @@
 //!
 //! Absent: starting the thread (the supervisor's task), a time limit on a commit that hangs.
 
+mod handle;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -24,11 +26,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
-use crate::event::{Event, Lane};
+use crate::event::Lane;
 use crate::outbox::{
     Accepted, Damage, Levels, MAX_COMMIT_EVENTS, Memo, Outbox, OutboxError, Page, PageLimit,
-    Position, Record, Store, check_batch, check_memo,
+    Position, Record, Store,
 };
+use handle::{Append, Request, refuse};
+pub use handle::{Census, OutboxHandle, Purge, Requests, channel};
 
 /// Requests that wait to be taken up at most.
 pub const QUEUED_REQUESTS: usize = 32;
@@ -40,6 +44,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How often telemetry is looked through for what is too old.
 const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 
+/// Dead letters that are put back with one commit at most: with 64 KiB each as much as one takes.
+const REQUEUED_AT_ONCE: usize = 16;
 /// Damaged records that are set aside with one commit at most.
 const MAX_DAMAGED: usize = 64;
 
@@ -59,164 +65,6 @@ impl Default for Settings {
             coalesce: [Duration::ZERO, company, company],
             removal_delay: Duration::from_millis(100),
         }
-    }
-}
-
-type Reply<T> = oneshot::Sender<Result<T, OutboxError>>;
-
-#[derive(Debug)]
-enum Request {
-    Append(Append),
-    Remove(Vec<(Lane, Position)>),
-    Deadletter { lane: Lane, position: Position, reason: String, reply: Reply<bool> },
-    RequeueAlerts { reply: Reply<usize> },
-    Page { lane: Lane, after: Option<Position>, limit: PageLimit, reply: Reply<Vec<Record>> },
-}
-
-#[derive(Debug)]
-struct Append {
-    events: Vec<(Lane, Event)>,
-    memos: Vec<Memo>,
-    reply: Reply<Vec<Accepted>>,
-}
-
-impl Append {
-    /// The highest lane among the events; an empty batch is answered at once as well, and so is one
-    /// with memos, whose owner can do nothing else before.
-    fn lane(&self) -> Lane {
-        if !self.memos.is_empty() {
-            return Lane::Alert;
-        }
-        self.events.iter().map(|(lane, _)| *lane).min().unwrap_or(Lane::Alert)
-    }
-}
-
-/// The outbox, for everybody but its writer. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct OutboxHandle {
-    requests: mpsc::Sender<Request>,
-    levels: watch::Receiver<Levels>,
-}
-
-/// The writer's end of the handles.
-#[derive(Debug)]
-pub struct Requests {
-    requests: mpsc::Receiver<Request>,
-    levels: watch::Sender<Levels>,
-}
-
-/// The two ends: handles for everybody, requests for [`run`].
-pub fn channel() -> (OutboxHandle, Requests) {
-    let (sender, receiver) = mpsc::channel(QUEUED_REQUESTS);
-    let (levels_sender, levels) = watch::channel(Levels::default());
-    (
-        OutboxHandle { requests: sender, levels },
-        Requests { requests: receiver, levels: levels_sender },
-    )
-}
-
-impl OutboxHandle {
-    /// Appends events, all or none; returns once they are on stable storage.
-    ///
-    /// Dropping the future does not take the events back.
-    ///
-    /// # Errors
-    /// The batch breaks a bound, the outbox has failed, or it is closed.
-    pub async fn append(&self, events: Vec<(Lane, Event)>) -> Result<Vec<Accepted>, OutboxError> {
-        self.append_with(events, Vec::new()).await
-    }
-
-    /// As [`Self::append`]; the memos become durable in the same commit.
-    ///
-    /// # Errors
-    /// As [`Self::append`]; or a memo is too large.
-    pub async fn append_with(
-        &self,
-        events: Vec<(Lane, Event)>,
-        memos: Vec<Memo>,
-    ) -> Result<Vec<Accepted>, OutboxError> {
-        check_batch(&events)?;
-        memos.iter().try_for_each(check_memo)?;
-        let (reply, answer) = oneshot::channel();
-        let request = Request::Append(Append { events, memos, reply });
-        self.requests.send(request).await.map_err(|_| OutboxError::Closed)?;
-        answer.await.map_err(|_| OutboxError::Closed)?
-    }
-
-    /// As [`Self::append`], for threads.
-    ///
-    /// # Errors
-    /// As [`Self::append`].
-    ///
-    /// # Panics
-    /// When called within a tokio runtime, which it would block.
-    pub fn append_blocking(
-        &self,
-        events: Vec<(Lane, Event)>,
-    ) -> Result<Vec<Accepted>, OutboxError> {
-        check_batch(&events)?;
-        let (reply, answer) = oneshot::channel();
-        let request = Request::Append(Append { events, memos: Vec::new(), reply });
-        self.requests.blocking_send(request).map_err(|_| OutboxError::Closed)?;
-        answer.blocking_recv().map_err(|_| OutboxError::Closed)?
-    }
-
-    /// Has records removed soon; waits for room in the queue only, not for the disk.
-    ///
-    /// # Errors
-    /// The outbox is closed or has failed; the records will be there again after a restart.
-    pub async fn remove(&self, records: Vec<(Lane, Position)>) -> Result<(), OutboxError> {
-        self.requests.send(Request::Remove(records)).await.map_err(|_| OutboxError::Closed)
-    }
-
-    /// Sets a record aside as a dead letter; false if it must stay in its lane.
-    ///
-    /// # Errors
-    /// The outbox is closed or has failed.
-    pub async fn deadletter(
-        &self,
-        lane: Lane,
-        position: Position,
-        reason: String,
-    ) -> Result<bool, OutboxError> {
-        let (reply, answer) = oneshot::channel();
-        let request = Request::Deadletter { lane, position, reason, reply };
-        self.requests.send(request).await.map_err(|_| OutboxError::Closed)?;
-        answer.await.map_err(|_| OutboxError::Closed)?
-    }
-
-    /// Puts all alerts among the dead letters back into their lane; how many.
-    ///
-    /// # Errors
-    /// The outbox is closed or has failed.
-    pub async fn requeue_alerts(&self) -> Result<usize, OutboxError> {
-        let (reply, answer) = oneshot::channel();
-        let request = Request::RequeueAlerts { reply };
-        self.requests.send(request).await.map_err(|_| OutboxError::Closed)?;
-        answer.await.map_err(|_| OutboxError::Closed)?
-    }
-
-    /// The oldest records of a lane behind `after`, without those that are to be removed.
-    ///
-    /// # Errors
-    /// See [`Outbox::page`]; or the outbox is closed.
-    pub async fn page(
-        &self,
-        lane: Lane,
-        after: Option<Position>,
-        limit: PageLimit,
-    ) -> Result<Vec<Record>, OutboxError> {
-        let (reply, answer) = oneshot::channel();
-        let request = Request::Page { lane, after, limit, reply };
-        self.requests.send(request).await.map_err(|_| OutboxError::Closed)?;
-        answer.await.map_err(|_| OutboxError::Closed)?
-    }
-
-    /// The state of the lanes as of the last commit; changes with each.
-    ///
-    /// All zero until [`run`] has begun.
-    pub fn levels(&self) -> watch::Receiver<Levels> {
-        self.levels.clone()
     }
 }
 
@@ -348,15 +196,7 @@ impl Pending {
     fn refuse_all(self, requests: &mut mpsc::Receiver<Request>, error: &OutboxError) {
         requests.close();
         let queued = std::iter::from_fn(|| requests.try_recv().ok()).chain(self.page);
-        for request in queued {
-            match request {
-                Request::Append(append) => refuse(append.reply, error),
-                Request::Page { reply, .. } => refuse(reply, error),
-                Request::Deadletter { reply, .. } => refuse(reply, error),
-                Request::RequeueAlerts { reply } => refuse(reply, error),
-                Request::Remove(_) => {}
-            }
-        }
+        queued.for_each(|request| request.refuse(error));
         let uncertain = self.uncertain.into_iter().map(|(append, _)| append);
         for append in self.waiting.into_iter().chain(uncertain) {
             refuse(append.reply, error);
@@ -474,15 +314,28 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
                 self.levels.send_replace(self.outbox.levels());
                 let _ = reply.send(Ok(done));
             }
-            Request::RequeueAlerts { reply } => {
-                let letters = self.outbox.dead_letters(Lane::Alert)?;
+            Request::Requeue { lane, only, reply } => {
+                let done = self.requeue(lane, only)?;
+                let _ = reply.send(Ok(done));
+            }
+            Request::Purge { lane, what, reply } => {
                 let mut group = self.outbox.begin(self.clock.wall())?;
-                for letter in &letters {
-                    group.requeue(Lane::Alert, letter.record.position)?;
-                }
+                let gone = match what {
+                    Purge::UpTo(position) => group.purge(lane, position)?,
+                    Purge::DeadLetters => group.purge_dead(lane)?,
+                };
                 group.commit()?;
                 self.levels.send_replace(self.outbox.levels());
-                let _ = reply.send(Ok(letters.len()));
+                let _ = reply.send(Ok(gone));
+            }
+            Request::Census { reply } => {
+                let (levels, bytes) = (self.outbox.levels(), self.outbox.bytes());
+                let census = Census { levels, bytes, oldest_ms: self.outbox.oldest()? };
+                let _ = reply.send(Ok(census));
+            }
+            Request::DeadLetters { lane, after, limit, reply } => {
+                let letters = self.outbox.dead_letters(lane, after, limit)?;
+                let _ = reply.send(Ok(letters));
             }
             // A store that cannot be read is of no more use.
             Request::Page { lane, after, limit, reply } => {
@@ -497,6 +350,24 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
             }
         }
         Ok(())
+    }
+
+    /// Puts dead letters back, a bounded number of them in a commit.
+    fn requeue(&mut self, lane: Lane, only: Option<Position>) -> Result<usize, OutboxError> {
+        let positions = match only {
+            Some(position) => vec![position],
+            None => self.outbox.dead_positions(lane)?,
+        };
+        let mut done = 0;
+        for some in positions.chunks(REQUEUED_AT_ONCE) {
+            let mut group = self.outbox.begin(self.clock.wall())?;
+            for position in some {
+                done += usize::from(group.requeue(lane, *position)?);
+            }
+            group.commit()?;
+            self.levels.send_replace(self.outbox.levels());
+        }
+        Ok(done)
     }
 
     fn look_at_the_disk(&mut self) {
@@ -620,11 +491,6 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         }
         Ok(())
     }
-}
-
-/// That nobody waits for the answer any more is no fault.
-fn refuse<T>(reply: Reply<T>, error: &OutboxError) {
-    let _ = reply.send(Err(error.clone()));
 }
 
 async fn sleep_until(due: Option<tokio::time::Instant>) {

@@ -4,7 +4,7 @@ use std::thread::JoinHandle;
 
 use super::*;
 use crate::clock::ClockState;
-use crate::event::json;
+use crate::event::{Event, json};
 use crate::outbox::memory::{Fault, FaultyStore, MemoryStore};
 use crate::outbox::{Batch, Pair, StoreError};
 

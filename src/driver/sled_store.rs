@@ -58,6 +58,8 @@ const HOLD_BACK: Duration = Duration::from_millis(200);
 
 /// How often and with what pauses sled is asked again while its threads still hold the file.
 const LOCK_ATTEMPTS: u32 = 50;
+/// The same for our own lock, which another agent holds for as long as it runs.
+const CONTENDED_ATTEMPTS: u32 = 5;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// The key that the self-check writes: sorts before all keys of the outbox.
@@ -375,11 +377,20 @@ fn lock(path: &Path) -> Result<File, OpenError> {
     let lock_path = path.join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&lock_path);
     let file = file.map_err(|e| file_error("open lock file", &lock_path, &e))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.display().to_string() }),
-        Err(TryLockError::Error(e)) => Err(file_error("lock", &lock_path, &e)),
+    for attempt in 1.. {
+        match file.try_lock() {
+            Ok(()) => break,
+            // `hark outbox` holds it for a moment to see whether it is free.
+            Err(TryLockError::WouldBlock) if attempt < CONTENDED_ATTEMPTS => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(OpenError::InUse { path: path.display().to_string() });
+            }
+            Err(TryLockError::Error(e)) => return Err(file_error("lock", &lock_path, &e)),
+        }
     }
+    Ok(file)
 }
 
 /// Removes what an opening that was cut short left behind and sled would stumble over.

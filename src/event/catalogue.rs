@@ -36,6 +36,11 @@ pub enum Occurrence {
         /// Why, in one line.
         reason: String,
     },
+    /// The agent lives; how it is.
+    Heartbeat {
+        /// Its data, as `docs/schemas/device.heartbeat.sent.json` describes them.
+        health: Value,
+    },
     /// A part of the device no longer does its work.
     FaultRaised {
         /// Which part: `detector`, `microphone`, `ingest`, …
@@ -217,6 +222,9 @@ impl Occurrence {
                 None,
                 json!({ "reason": reason }),
             ),
+            Self::Heartbeat { health } => {
+                Description::status("device.heartbeat.sent", "INFO", health.clone())
+            }
             Self::FaultRaised { part, problem } => Description::new(
                 "device.fault.raised",
                 Lane::Status,
@@ -397,6 +405,7 @@ mod tests {
             },
             Occurrence::SessionStarted { boot_id: text(), version: text() },
             Occurrence::SessionStopped { reason: text() },
+            Occurrence::Heartbeat { health: crate::status::Status::example().to_value() },
             Occurrence::FaultRaised { part: text(), problem: text() },
             Occurrence::FaultCleared { part: text() },
             Occurrence::EventsLost { cause: text(), recovered: 1, losses: Losses::default() },

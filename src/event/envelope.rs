@@ -128,6 +128,11 @@ impl Event {
         Ok(())
     }
 
+    /// The same event with its data in another form.
+    pub(super) fn with_data(&self, data: Data) -> Self {
+        Self { attributes: self.attributes.clone(), data }
+    }
+
     fn text(&self, name: &str) -> &str {
         self.attributes.get(name).and_then(Value::as_str).unwrap_or_default()
     }

@@ -14,6 +14,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::MAX_EVENT_BYTES;
 use super::envelope::{Data, Event, Value};
 use super::rules::EventError;
 
@@ -78,6 +79,21 @@ pub fn to_vec(event: &Event) -> Vec<u8> {
     }
     out.push(b'}');
     out
+}
+
+/// Writes the event in one line, for JSON Lines; the inverse of [`parse`] in the bytes of the data.
+///
+/// JSON data with line breaks between its members goes as `data_base64`: the breaks are part of bytes
+/// that are not ours to change. Where that makes the event too large to be taken again it keeps them.
+pub fn to_line(event: &Event) -> Vec<u8> {
+    match event.data() {
+        Data::Json(raw) if raw.iter().any(|byte| matches!(byte, b'\n' | b'\r')) => {
+            let coded = event.with_data(Data::Base64(super::mqtt::encode_base64(raw)));
+            let line = to_vec(&coded);
+            if line.len() <= MAX_EVENT_BYTES { line } else { to_vec(event) }
+        }
+        _ => to_vec(event),
+    }
 }
 
 fn write_json(out: &mut Vec<u8>, text: &str) {
@@ -265,5 +281,18 @@ mod tests {
         use cloudevents::AttributesReader;
         assert_eq!((theirs.id(), theirs.ty()), ("1", "t"));
         assert_eq!(theirs.extension("count").map(ToString::to_string), Some("-7".to_owned()));
+    }
+
+    #[test]
+    fn a_line_has_no_break_and_the_same_bytes_of_data() {
+        let head = r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","data":"#;
+        let plain = parse(format!("{head}{{\"a\": 1}}}}").as_bytes()).unwrap();
+        assert_eq!(to_line(&plain), to_vec(&plain));
+        let text = "{\n  \"a\": 1.0\r\n}";
+        let broken = parse(format!("{head}{text}}}").as_bytes()).unwrap();
+        let line = to_line(&broken);
+        assert!(!line.contains(&b'\n') && !line.contains(&b'\r'));
+        let back = crate::event::mqtt::to_binary(&parse(&line).unwrap());
+        assert_eq!(back.payload, text.as_bytes());
     }
 }

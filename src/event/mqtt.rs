@@ -123,7 +123,7 @@ fn decode_base64(text: &str) -> Vec<u8> {
     out
 }
 
-fn encode_base64(bytes: &[u8]) -> String {
+pub(super) fn encode_base64(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
         let part = |at: usize| u32::from(chunk.get(at).copied().unwrap_or(0));

@@ -51,6 +51,11 @@ impl Awaiting {
         self.waits.range(all).count()
     }
 
+    /// All of them.
+    pub(super) fn places(&self) -> impl Iterator<Item = Place> {
+        self.waits.keys().copied()
+    }
+
     pub(super) fn contains(&self, lane: Lane, position: Position) -> bool {
         self.waits.contains_key(&(lane, position))
     }

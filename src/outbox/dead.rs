@@ -13,10 +13,10 @@ use super::codec::{self, RecordFields};
 use super::error::OutboxError;
 use super::group::Group;
 use super::keys::{self, Joining};
-use super::queue::{Outbox, Position, Record};
+use super::queue::{Outbox, PageLimit, Position, Record};
 use super::store::Store;
-use crate::event::Lane;
 use crate::event::catalogue::Occurrence;
+use crate::event::{Lane, Losses};
 
 /// Dead letters that are kept at most.
 pub const MAX_DEAD_LETTERS: usize = 256;
@@ -46,32 +46,68 @@ pub(super) struct Note {
 pub(super) const NOTE_BEGINS: &[u8] = b"\x6bdead_reason";
 
 impl<S: Store> Outbox<S> {
-    /// All dead letters of a lane, oldest first; damaged ones are passed over.
+    /// The oldest dead letters of a lane behind `after`, in their order; damaged ones are passed over.
     ///
     /// # Errors
     /// The store cannot be read.
-    pub fn dead_letters(&self, lane: Lane) -> Result<Vec<DeadLetter>, OutboxError> {
-        let (from, to) = keys::notes(lane);
-        let notes = self.store.range(&from, &to, MAX_DEAD_LETTERS).map_err(OutboxError::Read)?;
-        let mut letters = Vec::new();
-        for (key, frame) in notes {
-            let Some(position) = keys::parse_note(&key) else { continue };
-            let (Ok(note), Some(record)) =
-                (codec::decode::<Note>(&frame), self.dead_record(lane, position)?)
+    pub fn dead_letters(
+        &self,
+        lane: Lane,
+        after: Option<Position>,
+        limit: PageLimit,
+    ) -> Result<Vec<DeadLetter>, OutboxError> {
+        let (mut letters, mut bytes) = (Vec::new(), 0);
+        for (position, note) in self.notes(lane)? {
+            if after.is_some_and(|after| position <= after) {
+                continue;
+            }
+            if letters.len() >= limit.records || bytes >= limit.bytes {
+                break;
+            }
+            let (Ok(note), Some((record, size))) =
+                (codec::decode::<Note>(&note), self.dead_record(lane, position)?)
             else {
                 continue;
             };
+            bytes += size;
             letters.push(DeadLetter { record, reason: note.dead_reason, since_ms: note.since_ms });
         }
         Ok(letters)
     }
 
-    fn dead_record(&self, lane: Lane, position: Position) -> Result<Option<Record>, OutboxError> {
+    /// Where the dead letters of a lane stood, oldest first; damaged ones included.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn dead_positions(&self, lane: Lane) -> Result<Vec<Position>, OutboxError> {
+        Ok(self.notes(lane)?.into_iter().map(|(position, _)| position).collect())
+    }
+
+    fn notes(&self, lane: Lane) -> Result<Vec<(Position, Vec<u8>)>, OutboxError> {
+        let (from, to) = keys::notes(lane);
+        let notes = self.store.range(&from, &to, MAX_DEAD_LETTERS).map_err(OutboxError::Read)?;
+        let parse = |(key, frame): (Vec<u8>, _)| Some((keys::parse_note(&key)?, frame));
+        Ok(notes.into_iter().filter_map(parse).collect())
+    }
+
+    /// Counts the dead letters anew.
+    pub(super) fn count_dead(&mut self) -> Result<(), OutboxError> {
+        for lane in Lane::ALL {
+            self.dead[lane.index()] = self.dead_positions(lane)?.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn dead_record(
+        &self,
+        lane: Lane,
+        position: Position,
+    ) -> Result<Option<(Record, usize)>, OutboxError> {
         self.join(|part| keys::dead(lane, position, part))
     }
 
-    /// The record whose parts stand under these keys, if it is whole.
-    fn join(&self, key: impl Fn(u8) -> Vec<u8>) -> Result<Option<Record>, OutboxError> {
+    /// The record whose parts stand under these keys, if it is whole, and the bytes of its frame.
+    fn join(&self, key: impl Fn(u8) -> Vec<u8>) -> Result<Option<(Record, usize)>, OutboxError> {
         let get = |part| self.store.get(&key(part)).map_err(OutboxError::Read);
         let Some(first) = get(0)? else { return Ok(None) };
         let Some(mut joining) = Joining::begin(&first) else { return Ok(None) };
@@ -84,7 +120,8 @@ impl<S: Store> Outbox<S> {
                 return Ok(None);
             }
         }
-        Ok(joining.finish().and_then(|frame| codec::decode_record(&frame).ok()))
+        let Some(frame) = joining.finish() else { return Ok(None) };
+        Ok(codec::decode_record(&frame).ok().map(|record| (record, frame.len())))
     }
 }
 
@@ -104,7 +141,7 @@ impl<S: Store> Group<'_, S> {
             return Ok(true);
         }
         let found = self.outbox.join(|part| keys::part(lane, position, part))?;
-        let Some(record) = found else { return Ok(true) };
+        let Some((record, _)) = found else { return Ok(true) };
         if !self.make_room_among_the_dead()? {
             return Ok(false);
         }
@@ -134,34 +171,62 @@ impl<S: Store> Group<'_, S> {
     }
 
     fn make_room_among_the_dead(&mut self) -> Result<bool, OutboxError> {
-        let mut letters = Vec::new();
+        let mut left = [Vec::new(), Vec::new(), Vec::new()];
         for lane in Lane::ALL {
-            letters.push(self.outbox.dead_letters(lane)?);
+            let mut positions = self.outbox.dead_positions(lane)?;
+            positions.retain(|position| !self.buried.contains(&(lane, *position)));
+            left[lane.index()] = positions;
         }
-        if letters.iter().map(Vec::len).sum::<usize>() + self.dead.len() < MAX_DEAD_LETTERS {
+        if left.iter().map(Vec::len).sum::<usize>() + self.dead.len() < MAX_DEAD_LETTERS {
             return Ok(true);
         }
         for lane in [Lane::Telemetry, Lane::Status] {
-            let buried =
-                |letter: &&DeadLetter| !self.buried.contains(&(lane, letter.record.position));
-            if let Some(oldest) = letters[lane.index()].iter().find(buried) {
-                let record = oldest.record.clone();
-                self.evicted.add(lane, record.event.source(), record.sequence);
-                self.bury(lane, record.position);
+            if let Some(&oldest) = left[lane.index()].first() {
+                let gone = self.bury_told(lane, oldest)?;
+                self.evicted.merge(&gone);
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// Removes a dead letter for good.
-    pub fn bury(&mut self, lane: Lane, position: Position) {
+    /// Removes a dead letter for good, and says what is gone.
+    fn bury_told(&mut self, lane: Lane, position: Position) -> Result<Losses, OutboxError> {
+        let mut gone = Losses::default();
+        match self.outbox.dead_record(lane, position)? {
+            Some((record, _)) => gone.add(lane, record.event.source(), record.sequence),
+            None => gone.add_count(lane, 1),
+        }
+        self.bury(lane, position)?;
+        Ok(gone)
+    }
+
+    fn bury(&mut self, lane: Lane, position: Position) -> Result<(), OutboxError> {
         self.buried.insert((lane, position));
         self.batch.delete(keys::note(lane, position));
-        // An absent part is no error.
         for part in 0..=MAX_PARTS {
-            self.batch.delete(keys::dead(lane, position, part));
+            let key = keys::dead(lane, position, part);
+            if self.outbox.store.get(&key).map_err(OutboxError::Read)?.is_some() {
+                self.batch.delete(key);
+            }
         }
+        Ok(())
+    }
+
+    /// Destroys all dead letters of a lane because somebody asks for it, and tells. Returns what is
+    /// gone.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn purge_dead(&mut self, lane: Lane) -> Result<Losses, OutboxError> {
+        let mut gone = Losses::default();
+        for position in self.outbox.dead_positions(lane)? {
+            if !self.buried.contains(&(lane, position)) {
+                gone.merge(&self.bury_told(lane, position)?);
+            }
+        }
+        self.purged.merge(&gone);
+        Ok(gone)
     }
 
     /// Puts a dead letter back at the end of its lane; false if there is none.
@@ -172,7 +237,8 @@ impl<S: Store> Group<'_, S> {
         if self.buried.contains(&(lane, position)) {
             return Ok(false);
         }
-        let Some(record) = self.outbox.dead_record(lane, position)? else { return Ok(false) };
+        let found = self.outbox.dead_record(lane, position)?;
+        let Some((record, _)) = found else { return Ok(false) };
         let at = lane.index();
         let new = Position(self.state.next_position[at]);
         let attributes = record.event.attributes().iter();
@@ -193,7 +259,7 @@ impl<S: Store> Group<'_, S> {
         self.state.next_position[at] += 1;
         self.state.records[at] += 1;
         self.state.bytes[at] += frame.len() as u64;
-        self.bury(lane, position);
+        self.bury(lane, position)?;
         Ok(true)
     }
 }

@@ -41,7 +41,7 @@ fn a_dead_letter_leaves_its_lane_is_told_and_comes_back_with_its_sequence() {
         page.iter().map(|record| record.event.id().to_owned()).collect()
     };
     assert_eq!(ids(&outbox), ["0", "2"]);
-    let letters = outbox.dead_letters(Lane::Alert).unwrap();
+    let letters = outbox.dead_letters(Lane::Alert, None, ALL).unwrap();
     assert_eq!((letters.len(), letters[0].reason.as_str()), (1, "refused"));
     assert_eq!(letters[0].record, before[1]);
     let told = outbox.page(Lane::Status, None, ALL).unwrap();
@@ -56,7 +56,7 @@ fn a_dead_letter_leaves_its_lane_is_told_and_comes_back_with_its_sequence() {
     assert_eq!(ids(&outbox), ["0", "2", "1"]);
     let back = outbox.page(Lane::Alert, None, ALL).unwrap().pop().unwrap();
     assert_eq!((back.sequence, back.event), (2, before[1].event.clone()));
-    assert_eq!(outbox.dead_letters(Lane::Alert).unwrap(), []);
+    assert_eq!(outbox.dead_letters(Lane::Alert, None, ALL).unwrap(), []);
     let next = outbox.append(&[(Lane::Alert, event(9, 1))], NOW).unwrap();
     assert_eq!(next[0].sequence, 4);
     assert_eq!(outbox.depth()[Lane::Alert.index()], 4);
@@ -74,7 +74,7 @@ fn dead_letters_are_bounded_and_alerts_among_them_never_go() {
         assert!(kill(&mut outbox, Lane::Alert, position));
         assert!(kill(&mut outbox, Lane::Telemetry, position));
     }
-    let count = |outbox: &Outbox<_>, lane| outbox.dead_letters(lane).unwrap().len();
+    let count = |outbox: &Outbox<_>, lane| outbox.dead_letters(lane, None, ALL).unwrap().len();
     assert_eq!(count(&outbox, Lane::Telemetry), half);
     for id in 0..half + 3 {
         let accepted = outbox.append(&[(Lane::Alert, event(id, 1))], NOW).unwrap();

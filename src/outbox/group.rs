@@ -38,6 +38,8 @@ pub struct Group<'a, S> {
     lost: Salvaged,
     pub(super) evicted: Losses,
     pub(super) expired: Losses,
+    /// What somebody asked to be destroyed.
+    pub(super) purged: Losses,
     /// What this commit tells of new dead letters.
     pub(super) dead: Vec<Occurrence>,
     /// Dead letters that this commit removes.
@@ -58,6 +60,7 @@ impl<'a, S: Store> Group<'a, S> {
             bytes: 0,
             evicted: Losses::default(),
             expired: Losses::default(),
+            purged: Losses::default(),
             dead: Vec::new(),
             buried: BTreeSet::new(),
         }
@@ -202,6 +205,7 @@ impl<'a, S: Store> Group<'a, S> {
             return Ok(Vec::new());
         }
         self.find_heads()?;
+        let dead_change = !self.dead.is_empty() || !self.buried.is_empty();
         self.tell_of_room()?;
         let untold = self.tell()?;
         for (source, sequences) in &self.counters {
@@ -224,6 +228,9 @@ impl<'a, S: Store> Group<'a, S> {
         self.outbox.state = self.state;
         self.outbox.salvaged = untold;
         self.outbox.counters.append(&mut self.counters);
+        if dead_change {
+            self.outbox.count_dead()?;
+        }
         Ok(self.accepted)
     }
 
@@ -297,6 +304,11 @@ impl<'a, S: Store> Group<'a, S> {
         if !evicted.is_empty() {
             let cause = "the outbox has reached its limit".to_owned();
             self.report(&Occurrence::EventsEvicted { cause, losses: evicted })?;
+        }
+        let purged = std::mem::take(&mut self.purged);
+        if !purged.is_empty() {
+            let cause = "purged by hand".to_owned();
+            self.report(&Occurrence::EventsEvicted { cause, losses: purged })?;
         }
         if let (false, Some(limits)) = (expired.is_empty(), self.outbox.limits) {
             let cause = format!("older than {} s", limits.expiry.as_secs());

@@ -70,7 +70,8 @@ pub use memo::{MAX_MEMO_BYTES, Memo, check_memo};
 pub use page::{Damage, Page};
 pub use queue::{
     Accepted, Chronicle, Levels, MAX_COMMIT_BYTES, MAX_COMMIT_EVENTS, MAX_SOURCE_BYTES,
-    MAX_SOURCES, Outbox, PageLimit, Position, Record, Salvaged, check_batch, sequence_text,
+    MAX_SOURCES, Outbox, PageLimit, Position, Record, Salvaged, check_batch, event_bytes,
+    sequence_text,
 };
 pub use room::Limits;
 pub use store::{Batch, Pair, Store, StoreError};

@@ -85,6 +85,8 @@ pub struct PageLimit {
 pub struct Levels {
     /// Records in each lane.
     pub records: [u64; 3],
+    /// Dead letters of each lane.
+    pub dead: [u64; 3],
     /// The position given last in each lane; the record may be removed already.
     pub tails: [Option<Position>; 3],
     /// The disk is so full that telemetry is refused.
@@ -155,6 +157,8 @@ pub struct Outbox<S> {
     /// What is still to be told.
     pub(super) salvaged: Option<Salvaged>,
     pub(super) limits: Option<Limits>,
+    /// Dead letters of each lane.
+    pub(super) dead: [u64; 3],
     /// Room is left to what is urgent.
     short: bool,
     refused: u64,
@@ -192,7 +196,7 @@ impl<S: Store> Outbox<S> {
             Some(frame) => Some(codec::decode(&frame).map_err(damaged_state)?),
             None => None,
         };
-        let outbox = Self {
+        let mut outbox = Self {
             store,
             state,
             counters,
@@ -200,9 +204,11 @@ impl<S: Store> Outbox<S> {
             chronicle: None,
             salvaged,
             limits: None,
+            dead: [0; 3],
             short: false,
             refused: 0,
         };
+        outbox.count_dead()?;
         outbox.check_positions()?;
         Ok(outbox)
     }
@@ -363,6 +369,7 @@ impl<S: Store> Outbox<S> {
         let tail = |next: u64| (next > 1).then(|| Position(next - 1));
         Levels {
             records: self.state.records,
+            dead: self.dead,
             tails: self.state.next_position.map(tail),
             short: self.short,
             refused: self.refused,
@@ -372,6 +379,22 @@ impl<S: Store> Outbox<S> {
     /// Bytes of frames in each lane. Index: [`Lane::index`].
     pub fn bytes(&self) -> [u64; 3] {
         self.state.bytes
+    }
+
+    /// When the oldest record of each lane was accepted, milliseconds since 1970. Damaged ones are
+    /// passed over.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn oldest(&self) -> Result<[Option<u64>; 3], OutboxError> {
+        let mut oldest = [None; 3];
+        for lane in Lane::ALL {
+            let head = Position(self.state.heads[lane.index()]);
+            let before = head.0.checked_sub(1).map(Position);
+            let page = self.read(lane, before, PageLimit { records: 1, bytes: 1 })?;
+            oldest[lane.index()] = page.records.first().map(|record| record.accepted_ms);
+        }
+        Ok(oldest)
     }
 
     /// The store, after an orderly end or for a second look.
@@ -428,7 +451,7 @@ impl<S: Store> Outbox<S> {
 pub fn check_batch(events: &[(Lane, Event)]) -> Result<usize, OutboxError> {
     let mut total = 0;
     for (_, event) in events {
-        let bytes = json::to_vec(event).len();
+        let bytes = event_bytes(event);
         if bytes > MAX_EVENT_BYTES {
             return Err(OutboxError::EventTooLarge { id: event.id().to_owned(), bytes });
         }
@@ -442,6 +465,14 @@ pub fn check_batch(events: &[(Lane, Event)]) -> Result<usize, OutboxError> {
         return Err(OutboxError::BatchTooLarge { events: events.len(), bytes: total });
     }
     Ok(total)
+}
+
+/// The size of an event that is handed in: as structured JSON, without the extensions that the outbox
+/// sets itself, so that what was taken once can be taken again.
+pub fn event_bytes(event: &Event) -> usize {
+    let own = ["lane", "sequence"].iter().filter_map(|name| event.attribute(name));
+    let text = json::to_vec(event).len();
+    text.saturating_sub(own.map(|value| value.to_string().len()).sum())
 }
 
 fn read_counters<S: Store>(store: &S) -> Result<BTreeMap<String, [u64; 3]>, OutboxError> {

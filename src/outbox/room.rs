@@ -11,7 +11,9 @@
 //!   writes an event that tells of it.
 //! - Telemetry older than its expiry is removed, if the clock can be believed now and could then.
 //!
-//! Both are told by an event in the same commit.
+//! - What somebody asks to be destroyed ([`Group::purge`]) goes in the same way.
+//!
+//! All are told by an event in the same commit.
 
 use std::time::Duration;
 
@@ -118,6 +120,17 @@ impl<S: Store> Group<'_, S> {
         let gone = self.remove_oldest(Lane::Telemetry, |_, record| old(record))?;
         self.expired.merge(&gone);
         Ok(gone.total() < MAX_RECORDS as u64)
+    }
+
+    /// Destroys the records of a lane up to a position because somebody asks for it, a bounded number
+    /// of them, and tells. Returns what is gone; nothing if none is left.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn purge(&mut self, lane: Lane, until: Position) -> Result<Losses, OutboxError> {
+        let gone = self.remove_oldest(lane, |_, record| record.position <= until)?;
+        self.purged.merge(&gone);
+        Ok(gone)
     }
 
     /// Removes the oldest records of a lane while `unwanted` says so.

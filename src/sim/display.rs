@@ -112,6 +112,8 @@ impl<W: Write + IsTerminal> Display<W> {
             Happening::Uplink(news) => self.line("uplink", news),
             Happening::Fault { part, problem } => self.line("FAULT", &format!("{part}: {problem}")),
             Happening::Mended(part) => self.line("mended", part),
+            // The news say more.
+            Happening::Connected | Happening::Disconnected => {}
             Happening::Waiting(depths) => self.totals.waiting = depths.iter().sum(),
         }
         self.level();

@@ -22,7 +22,7 @@ impl Device {
         let device = Self { dir: tempfile::tempdir().expect("temporary directory") };
         let config = format!(
             "[device]\nid = \"test\"\n[audio]\ninput = {audio:?}\n[outbox]\npath = {:?}\n\
-             [uplink]\nurl = {broker:?}\n[ingest]\nsocket = {:?}\n",
+             [uplink]\nurl = {broker:?}\n[ingest]\nsocket = {:?}\n[ops]\nlisten = \"\"\n",
             device.outbox(),
             device.socket(),
         );

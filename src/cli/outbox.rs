@@ -1,0 +1,272 @@
+//! `hark outbox`: the queue, through the running agent or from its files.
+//!
+//! Where an agent listens on `[ingest] socket`, it is asked. Else the files are looked at without being
+//! changed; `requeue` and `purge` open them, and refuse while another process has them open.
+
+mod print;
+mod source;
+
+use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
+
+use super::{Failure, config, exit};
+use crate::driver::outbox_admin::{Destroy, Entry, Query, Requeue, State};
+use crate::event::Lane;
+use source::{Aim, Source};
+
+/// Look at what waits in the outbox, put dead letters back, destroy
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The configuration file
+    #[arg(long, short, value_name = "FILE", default_value = "/etc/hark/hark.toml", global = true)]
+    config: PathBuf,
+    /// Print JSON: one object, or one a line
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// How much there is
+    Stats,
+    /// One line an event: what waits, in the order of delivery, then dead letters with their reason
+    List(Filter),
+    /// One event with all of its attributes and its data
+    Show {
+        /// Its attribute `id`
+        id: String,
+    },
+    /// Print the events as CloudEvents in JSON, one a line, as `hark emit` takes them
+    Export(Filter),
+    /// Put dead letters back into their lane, to be offered to the broker again
+    Requeue {
+        /// Of the dead letter
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        id: Option<String>,
+        /// All dead letters
+        #[arg(long)]
+        all: bool,
+    },
+    /// Destroy events; an event tells of it
+    Purge {
+        /// Dead letters; alerts among them only with `--lane alert`
+        #[arg(long, required_unless_present = "lane")]
+        dead: bool,
+        /// In this lane; may be given several times. Without `--dead`: all that waits there
+        #[arg(long)]
+        lane: Vec<Lane>,
+        /// Really
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Filter {
+    /// Of this lane only
+    #[arg(long)]
+    lane: Option<Lane>,
+    /// Dead letters only
+    #[arg(long)]
+    dead: bool,
+    /// So many at most
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+}
+
+/// # Errors
+/// 64: no event has that id, or words are missing. 69: the agent does not answer. 74: the files cannot be
+/// read, or another process has them open. 78: the configuration is missing or wrong.
+pub(super) async fn run(args: &Args, out: impl Write) -> Result<(), Failure> {
+    let loaded = config::load(&args.config)?;
+    let aim = match args.action {
+        Action::Requeue { .. } | Action::Purge { yes: true, .. } => Aim::Change,
+        _ => Aim::Look,
+    };
+    let mut out = Output { out: BufWriter::new(out), closed: false };
+    let work = async {
+        let mut source = Source::find(&loaded.config, aim).await?;
+        act(args, &mut source, &mut out).await
+    };
+    // What was copied is removed on the way out.
+    tokio::select! {
+        done = work => done?,
+        _ = tokio::signal::ctrl_c() => return Err(Failure::new(exit::UNAVAILABLE, "interrupted")),
+    }
+    out.flush()
+}
+
+async fn act(
+    args: &Args,
+    source: &mut Source,
+    out: &mut Output<impl Write>,
+) -> Result<(), Failure> {
+    match &args.action {
+        Action::Stats => {
+            let stats = source.stats().await?;
+            out.write(&match args.json {
+                true => print::stats_json(&stats, source.name()),
+                false => print::stats(&stats, source.name()),
+            })
+        }
+        Action::List(filter) => {
+            let mut table = print::Table::default();
+            each_page(source, filter, false, |entries| {
+                let text = match args.json {
+                    true => entries.iter().map(print::json).collect(),
+                    false => table.rows(&entries),
+                };
+                out.write(&text)?;
+                Ok(!out.closed)
+            })
+            .await
+        }
+        Action::Export(filter) => {
+            each_page(source, filter, true, |entries| {
+                out.write(&entries.iter().filter_map(print::event).collect::<String>())?;
+                Ok(!out.closed)
+            })
+            .await
+        }
+        Action::Show { id } => {
+            let entries = named(source, id).await?;
+            for entry in &entries {
+                let text = if args.json { print::with_event(entry) } else { print::entry(entry) };
+                out.write(&text)?;
+            }
+            Ok(())
+        }
+        Action::Requeue { id, .. } => requeue(id.as_deref(), args.json, source, out).await,
+        Action::Purge { dead, lane, yes } => {
+            let mut lanes = lane.clone();
+            lanes.sort();
+            lanes.dedup();
+            if lanes.is_empty() {
+                lanes = vec![Lane::Status, Lane::Telemetry];
+            }
+            purge(Destroy { dead: *dead, lanes }, *yes, args.json, source, out).await
+        }
+    }
+}
+
+/// Hands over all entries, a page at a time, while `take` wants more.
+async fn each_page(
+    source: &mut Source,
+    filter: &Filter,
+    events: bool,
+    mut take: impl FnMut(Vec<Entry>) -> Result<bool, Failure>,
+) -> Result<(), Failure> {
+    let mut left = filter.limit.unwrap_or(usize::MAX);
+    let mut query = Query { lane: filter.lane, dead: filter.dead, events, ..Query::default() };
+    while left > 0 {
+        query.limit = left;
+        let page = source.page(&query).await?;
+        left -= page.entries.len().min(left);
+        if !take(page.entries)? || page.next.is_none() {
+            break;
+        }
+        query.after = page.next;
+    }
+    Ok(())
+}
+
+/// All events with this `id`: there may be one of each source.
+async fn named(source: &mut Source, id: &str) -> Result<Vec<Entry>, Failure> {
+    let mut query = Query { id: Some(id.to_owned()), events: true, ..Query::default() };
+    let mut found = Vec::new();
+    loop {
+        let page = source.page(&query).await?;
+        found.extend(page.entries);
+        query.after = page.next;
+        if query.after.is_none() {
+            break;
+        }
+    }
+    if found.is_empty() {
+        let message = format!(
+            "no event `{id}` is in the outbox: it was delivered, or never accepted; `hark outbox list` shows all"
+        );
+        return Err(Failure::new(exit::USAGE, message));
+    }
+    Ok(found)
+}
+
+async fn requeue(
+    id: Option<&str>,
+    json: bool,
+    source: &mut Source,
+    out: &mut Output<impl Write>,
+) -> Result<(), Failure> {
+    let what = id.map_or(Requeue::All, |id| Requeue::Id(id.to_owned()));
+    let done = source.requeue(&what).await?;
+    if let (0, Some(id)) = (done, id) {
+        let found = named(source, id).await?;
+        let state = found.first().map_or(State::Waiting, |entry| entry.state);
+        let message =
+            format!("event `{id}` is no dead letter ({state}): there is nothing to put back");
+        return Err(Failure::new(exit::USAGE, message));
+    }
+    out.write(&match json {
+        true => format!("{{\"requeued\":{done}}}\n"),
+        false => format!("{} put back\n", print::count(done as u64, "dead letter")),
+    })
+}
+
+async fn purge(
+    what: Destroy,
+    yes: bool,
+    json: bool,
+    source: &mut Source,
+    out: &mut Output<impl Write>,
+) -> Result<(), Failure> {
+    if !yes {
+        let stats = source.stats().await?;
+        let counts = |lane: &Lane| match what.dead {
+            true => (stats.lanes[lane.index()].dead_letters, "dead letter"),
+            false => (stats.lanes[lane.index()].waiting, "event"),
+        };
+        let parts = what.lanes.iter().map(|lane| {
+            let (number, name) = counts(lane);
+            format!("{} of lane {lane}", print::count(number, name))
+        });
+        let parts = parts.collect::<Vec<_>>().join(" and ");
+        let message = format!("this would destroy {parts} for good: say so with --yes");
+        return Err(Failure::new(exit::USAGE, message));
+    }
+    let gone = source.purge(&what).await?;
+    let total: u64 = gone.iter().sum();
+    let by_lane = Lane::ALL.map(|lane| format!("\"{lane}\":{}", gone[lane.index()])).join(",");
+    out.write(&match json {
+        true => format!("{{\"purged\":{total},\"lanes\":{{{by_lane}}}}}\n"),
+        false => format!("{} destroyed\n", print::count(total, "event")),
+    })
+}
+
+/// Standard output, which may be closed early, as by `head`.
+struct Output<W: Write> {
+    out: BufWriter<W>,
+    closed: bool,
+}
+
+impl<W: Write> Output<W> {
+    fn write(&mut self, text: &str) -> Result<(), Failure> {
+        let result = self.out.write_all(text.as_bytes());
+        self.settle(result)
+    }
+
+    fn flush(&mut self) -> Result<(), Failure> {
+        let result = self.out.flush();
+        self.settle(result)
+    }
+
+    fn settle(&mut self, result: io::Result<()>) -> Result<(), Failure> {
+        match result {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => self.closed = true,
+            result => result
+                .map_err(|e| Failure::new(exit::IO, format!("write to standard output: {e}")))?,
+        }
+        Ok(())
+    }
+}
