@@ -456,3 +456,100 @@ fn a_pending_alarm_is_heard_until_it_is_called_off() {
             .any(|event| event["data"]["part"] == "signal.tone")
     );
 }
+
+/// The steps that an alarm may take from each state.
+fn step(state: &str, event: &Value, exhausted: bool) -> Option<&'static str> {
+    let suffix = event["type"].as_str()?.rsplit('.').next()?;
+    match (state, suffix) {
+        ("none", "pending") => Some("pending"),
+        ("pending" | "acknowledged", "raised") => Some("raised"),
+        ("raised", "raised") if exhausted => Some("raised"),
+        ("raised", "escalated") if !exhausted => Some("raised"),
+        ("raised", "acknowledged") => Some("acknowledged"),
+        ("acknowledged", "resolved") => Some("over"),
+        _ => None,
+    }
+}
+
+/// Cries, commands and kill -9 at random moments: of every cry that was accepted there is an alarm, every alarm takes its
+/// steps in order and once, and in the end all are over.
+#[test]
+fn no_alarm_is_lost_or_doubled_by_kills_at_any_moment() {
+    let broker = Mosquitto::start();
+    let consumer = Subscriber::start(broker.port(), "hark/test/events/#");
+    let device = Device::new(&broker.url(), "none");
+    device.configure(&format!(
+        "[alarm]\ncancel_window = \"200ms\"\nreceipt_timeout = \"1s\"\nagain_after = \"1s\"\nrounds = 1\n\
+         [[alarm.contact]]\nname = \"Anna\"\ntimeout = \"1s\"\nexec = [\"/bin/true\"]\n{ROUTE}"
+    ));
+    let seed = std::env::var("HARK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(11);
+    println!("HARK_SEED={seed}");
+    let mut rng = hark::clock::Rng::from_seed(seed);
+    let (mut tried, mut accepted) = (0, 0);
+    for round in 0..12 {
+        let agent = device.start();
+        wait_until("the socket answers", || {
+            std::os::unix::net::UnixStream::connect(device.socket()).is_ok()
+        });
+        let (moment, kind) = (rng.u64() % 700, rng.u64() % 3);
+        let event = format!(
+            r#"{{"specversion":"1.0","id":"cry-{round}","source":"/t","type":"cry.help"}}"#
+        );
+        let socket = device.socket();
+        let crying = std::thread::spawn(move || {
+            support::agent::post(&socket, "application/cloudevents+json", &event).is_ok()
+        });
+        if kind == 0 {
+            command(&broker, &format!("a{round}"), r#""type":"alarm.acknowledge""#);
+        }
+        if kind == 1 {
+            command(&broker, &format!("r{round}"), r#""type":"alarm.resolve""#);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(moment));
+        agent.kill();
+        tried += 1;
+        accepted += u64::from(crying.join().expect("no panic"));
+    }
+    let _agent = start(&device);
+    let open = |all: &[Message]| {
+        let opened = of(all, "alarm.call.pending");
+        let over = of(all, "alarm.call.resolved");
+        opened.iter().filter(|o| !over.iter().any(|r| r["subject"] == o["subject"])).count()
+    };
+    let mut number = 0;
+    wait_until("all alarms are over", || {
+        number += 1;
+        command(&broker, &format!("end{number}"), r#""type":"alarm.resolve""#);
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        open(&consumer.messages()) == 0
+            && !of(&consumer.messages(), "alarm.call.pending").is_empty()
+    });
+
+    let all = consumer.messages();
+    // As they were accepted: the broker may have them in another order after a reconnect.
+    let mut events: Vec<Value> =
+        ["pending", "raised", "escalated", "acknowledged", "resolved", "cancelled"]
+            .iter()
+            .flat_map(|name| of(&all, &format!("alarm.call.{name}")))
+            .collect();
+    events.sort_by_key(|event| event["sequence"].as_str().expect("a sequence").to_owned());
+    let mut alarms: std::collections::BTreeMap<String, (&str, bool, u64)> = Default::default();
+    for event in &events {
+        let id = event["subject"].as_str().expect("an id").to_owned();
+        let (state, exhausted, _) = alarms.get(&id).copied().unwrap_or(("none", false, 0));
+        let next = step(state, event, exhausted).unwrap_or_else(|| panic!("{event} in {state}"));
+        let total = event["data"]["triggers_total"].as_u64().expect("a count");
+        alarms.insert(id, (next, event["data"]["exhausted"] == true, total));
+    }
+    assert!(alarms.values().all(|(state, ..)| *state == "over"), "{alarms:?}");
+    let told: u64 = alarms.values().map(|(.., total)| total).sum();
+    assert!((accepted..=tried).contains(&told), "{accepted} accepted, {tried} tried, {told} told");
+    // Every command that was carried out or refused was answered once, whatever was killed.
+    let mut answers = std::collections::BTreeMap::new();
+    for suffix in ["completed", "failed", "rejected"] {
+        for event in of(&all, &format!("command.request.{suffix}")) {
+            *answers.entry(event["correlationid"].to_string()).or_insert(0) += 1;
+        }
+    }
+    assert!(answers.values().all(|count| *count == 1), "{answers:?}");
+}

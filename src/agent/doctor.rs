@@ -5,6 +5,8 @@
 //!
 //! Absent: anything that changes the device. What it creates to see whether it may, it removes.
 
+mod help;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -87,6 +89,7 @@ pub async fn examine(config: &Config, clock: Clock) -> Vec<Finding> {
     }
     outbox(config, &mut findings);
     ear(config, clock, &mut findings);
+    help::examine(config, &mut findings);
     uplink(config, &device.unwrap_or_else(|_| "unknown".to_owned()), clock, &mut findings).await;
     ingest(config, &mut findings).await;
     ops(config, &mut findings).await;
