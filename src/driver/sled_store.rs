@@ -224,7 +224,7 @@ impl SledStore {
     /// sled reuses a segment once its last page was written elsewhere and no thread can still look at
     /// it. Its cleaner works at most half of the time and a thread that the kernel has set aside looks
     /// for as long: whoever writes on without a pause meanwhile makes the file grow. So from three
-    /// quarters on a commit takes longer the more they take, up to [`HOLD_BACK`].
+    /// quarters on a commit takes longer the more they take, up to `HOLD_BACK`.
     pub fn keep_within(&mut self, max_size: u64) {
         self.max_size = Some(max_size);
     }
