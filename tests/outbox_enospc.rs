@@ -80,8 +80,9 @@ fn comes_up(device: &Device, agent: &mut Agent) -> bool {
         up || agent.has_ended()
     });
     if !up {
-        let log = agent.log().join("\n");
-        assert!(log.contains("No space left on device"), "{log}");
+        wait_until("it says why it ended", || {
+            agent.log().iter().any(|line| line.contains("No space left on device"))
+        });
     }
     up
 }
@@ -142,6 +143,10 @@ fn run(room: &Room, check: bool) -> Outcome {
         outcome.starts_refused += 1;
         assert!(!check || !had_ballast, "it does not start again: {:?}", agent.log());
     }
+    // Without a reserve the agent ends as it should, and systemd's restarts are not the test's matter.
+    if !check {
+        return outcome;
+    }
     room.make();
     if !up {
         agent = room.start(&device);
@@ -152,12 +157,7 @@ fn run(room: &Room, check: bool) -> Outcome {
         number += 1;
         outcome.post(&device, &format!("u{number}"), Lane::Telemetry)
     });
-    if check {
-        assert!(agent.stop().success());
-    } else {
-        drop(agent);
-        return outcome;
-    }
+    assert!(agent.stop().success());
     let outbox = outbox_open::open(&device.outbox(), Clock::new(|| ClockState::Synced));
     let outbox = outbox.expect("open");
     assert_eq!(outbox.untold(), None);
