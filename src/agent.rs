@@ -33,11 +33,11 @@ use crate::alarm::Signal;
 use crate::cli::{Failure, exit};
 use crate::clock::{Clock, Rng};
 use crate::config::{self, Config};
-use crate::driver::ballast::Ballast;
 use crate::driver::outbox_admin::Admin;
+use crate::driver::outbox_disk::OutboxDisk;
 use crate::driver::{host, ingest, ops, outbox_open, outbox_writer, sled_store::SledStore, sys};
 use crate::event::{Lane, catalogue::Maker, catalogue::Occurrence};
-use crate::outbox::{Chronicle, Limits, Outbox, OutboxError};
+use crate::outbox::{Chronicle, Limits, Outbox};
 use crate::sensor::button::Press;
 use crate::supervisor::{Budget, Report, Stage, Supervisor};
 
@@ -363,23 +363,13 @@ fn start_outbox(
         bytes: outbox_open::payload_limit(config.outbox.max_size),
         expiry: config.outbox.expiry_telemetry,
     };
-    let max_size = config.outbox.max_size;
-    let mut outbox = outbox.with_chronicle(chronicle.clone()).with_limits(limits);
-    outbox.store_mut().keep_within(max_size);
-    let mut writer = Some((outbox, requests));
-    let path = config.outbox.path.clone();
+    let (path, max_size) = (config.outbox.path.clone(), config.outbox.max_size);
+    let disk = OutboxDisk::new(path, max_size, chronicle, limits, clock);
+    let mut writer = Some((disk.equip(outbox), requests, disk));
     // Without a budget: the writer opens the outbox again by itself; where that does not help, a
     // new process might.
     supervisor.thread(Stage::Outbox, "outbox", Budget::NONE, move |stop| match writer.take() {
-        Some((outbox, requests)) => {
-            let disk = OutboxDisk {
-                ballast: Ballast::new(&path),
-                path: path.clone(),
-                chronicle: chronicle.clone(),
-                limits,
-                max_size,
-                clock,
-            };
+        Some((outbox, requests, disk)) => {
             let stop = stop.receiver();
             outbox_writer::run_on(outbox, requests, clock, settings, stop, disk)
                 .map_err(|e| e.to_string())
@@ -387,41 +377,6 @@ fn start_outbox(
         None => Err("was started twice".to_owned()),
     });
     handle
-}
-
-/// How the outbox is opened again after a failure, and the room around it.
-struct OutboxDisk {
-    path: PathBuf,
-    ballast: Ballast,
-    chronicle: Chronicle,
-    limits: Limits,
-    max_size: u64,
-    clock: Clock,
-}
-
-impl outbox_writer::Disk<SledStore> for OutboxDisk {
-    fn revive(
-        &mut self,
-        failures: u32,
-        error: &OutboxError,
-    ) -> Result<Outbox<SledStore>, OutboxError> {
-        // For want of room the store is no worse than before; else, if opening it again did not
-        // help, its files are salvaged.
-        if self.ballast.is_short() {
-            self.ballast.give_up();
-        } else if failures > 1 {
-            outbox_open::distrust(&self.path, &error.to_string());
-        }
-        let outbox = outbox_open::open(&self.path, self.clock)
-            .map_err(|e| OutboxError::Failed { cause: e.to_string() })?;
-        let mut outbox = outbox.with_chronicle(self.chronicle.clone()).with_limits(self.limits);
-        outbox.store_mut().keep_within(self.max_size);
-        Ok(outbox)
-    }
-
-    fn is_short(&mut self) -> bool {
-        self.ballast.is_short()
-    }
 }
 
 fn route(route: &config::Route) -> ingest::Route {

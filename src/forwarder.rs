@@ -52,6 +52,10 @@ const DEFER_MOST: Duration = Duration::from_secs(300);
 /// Refusals that will not pass, after which a record counts as poisoned: an access rule may have been
 /// mended between two of them.
 pub const FINAL_REFUSALS: u32 = 3;
+/// Silences in answer to a record below alerts after which it counts as poisoned; each counts only if others
+/// were acknowledged since the one before. That is a broker that hangs up on what it does not like. On a bad
+/// network others do not get through either, and nothing counts.
+pub const SILENT_REFUSALS: u32 = 8;
 
 /// What ends the forwarder's care for the records of a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -117,6 +121,8 @@ pub struct Flight {
     outgoing: Outgoing,
     refusals: u32,
     final_refusals: u32,
+    /// Silences between which others were acknowledged, and how many were at the last of them.
+    silences: (u32, u64),
     /// How often it was published before without a receipt.
     rounds: u32,
     /// When this connection sent it.
@@ -167,7 +173,8 @@ pub enum Fate {
         /// Until the next attempt.
         pause: Duration,
     },
-    /// Refused [`FINAL_REFUSALS`] times for a reason that will not pass. It is the caller's now: set
+    /// Refused [`FINAL_REFUSALS`] times for a reason that will not pass, or answered by silence
+    /// [`SILENT_REFUSALS`] times while others got through. It is the caller's now: set
     /// it aside and remove it, or hand it back ([`Forwarder::defer`]).
     Poisoned {
         /// The record.
@@ -229,6 +236,8 @@ pub struct Forwarder {
     window: usize,
     /// Flights below alerts, and their bytes.
     lower: (usize, usize),
+    /// PUBACKs so far.
+    acknowledged: u64,
     last_token: u64,
 }
 
@@ -252,6 +261,7 @@ impl Forwarder {
             connected: false,
             window: 1,
             lower: (0, 0),
+            acknowledged: 0,
             last_token: 0,
         }
     }
@@ -370,6 +380,7 @@ impl Forwarder {
             outgoing,
             refusals: 0,
             final_refusals: 0,
+            silences: (0, self.acknowledged),
             rounds,
             sent: None,
             received: false,
@@ -428,6 +439,7 @@ impl Forwarder {
             }
             Notice::Acknowledged { token, no_subscribers } => {
                 let flight = self.land(*token)?;
+                self.acknowledged += 1;
                 if let Some(sent) = flight.sent.filter(|_| flight.lane != Lane::Alert) {
                     self.pace.answered(flight.bytes(), now.saturating_duration_since(sent));
                 }
@@ -439,11 +451,7 @@ impl Forwarder {
                     // The consumer has it from an earlier publish.
                     return Some(Fate::Delivered(flight));
                 }
-                // An alert is not given up for what may be the network's doing.
-                let silence = reason.is_silence() && flight.lane != Lane::Alert;
-                let counts = reason.is_final() || silence;
-                flight.final_refusals += u32::from(counts);
-                if counts && flight.final_refusals >= FINAL_REFUSALS {
+                if self.is_poisoned(&mut flight, reason) {
                     return Some(Fate::Poisoned { flight, reason: reason.clone() });
                 }
                 let (id, lane) = (flight.id.clone(), flight.lane);
@@ -452,6 +460,21 @@ impl Forwarder {
             }
             _ => None,
         }
+    }
+
+    /// Counts a refusal; whether it was the last that the record gets. An alert is not given up for what
+    /// may be the network's doing.
+    fn is_poisoned(&self, flight: &mut Flight, reason: &Refusal) -> bool {
+        if reason.is_final() {
+            flight.final_refusals += 1;
+            return flight.final_refusals >= FINAL_REFUSALS;
+        }
+        let (silences, acknowledged) = &mut flight.silences;
+        if reason.is_silence() && flight.lane != Lane::Alert && self.acknowledged > *acknowledged {
+            (*silences, *acknowledged) = (*silences + 1, self.acknowledged);
+            return *silences >= SILENT_REFUSALS;
+        }
+        false
     }
 
     fn land(&mut self, token: u64) -> Option<Flight> {

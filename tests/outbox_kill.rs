@@ -12,9 +12,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use hark::clock::Rng;
-use hark::driver::sled_store::SledStore;
-use hark::outbox::Outbox;
-use workload::{NOTES, OUTBOX, Plan, Promise};
+use workload::{NOTES, Plan, Promise};
 
 const CHILD: &str = "HARK_TEST_CHILD";
 
@@ -22,14 +20,31 @@ const CHILD: &str = "HARK_TEST_CHILD";
 #[test]
 fn child() {
     let Ok(arguments) = std::env::var(CHILD) else { return };
-    let (root, seed) = arguments.rsplit_once(' ').unwrap();
-    let plan = Plan { seed: seed.parse().unwrap(), commits: usize::MAX, large: false };
+    let [root, seed, renew_every] = arguments.split(' ').collect::<Vec<_>>().try_into().unwrap();
+    let plan = Plan {
+        seed: seed.parse().unwrap(),
+        commits: usize::MAX,
+        large: false,
+        renew_every: renew_every.parse().ok(),
+    };
     drop(workload::run(Path::new(root), plan));
+}
+
+fn rounds(usual: usize) -> usize {
+    std::env::var("HARK_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 
 #[test]
 fn everything_reported_accepted_is_there_after_kill_9() {
-    let rounds = std::env::var("HARK_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(12);
+    assert_kept(rounds(12), "never");
+}
+
+#[test]
+fn everything_is_there_after_kill_9_while_stores_are_replaced() {
+    assert_kept(rounds(8), "10");
+}
+
+fn assert_kept(rounds: usize, renew_every: &str) {
     let root = tempfile::tempdir().unwrap();
     let notes = root.path().join(NOTES);
     let mut rng = Rng::from_seed(7);
@@ -37,7 +52,7 @@ fn everything_reported_accepted_is_there_after_kill_9() {
         let before = std::fs::metadata(&notes).map_or(0, |file| file.len());
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child", "--nocapture"])
-            .env(CHILD, format!("{} {round}", root.path().display()))
+            .env(CHILD, format!("{} {round} {renew_every}", root.path().display()))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -55,11 +70,11 @@ fn everything_reported_accepted_is_there_after_kill_9() {
         child.kill().unwrap();
         child.wait().unwrap();
         let mut promise = Promise::read(&std::fs::read_to_string(&notes).unwrap());
-        let outbox = Outbox::open(SledStore::open(&root.path().join(OUTBOX)).unwrap()).unwrap();
+        let outbox = workload::open(root.path()).unwrap();
         promise.check(&outbox).unwrap();
     }
     let mut promise = Promise::read(&std::fs::read_to_string(&notes).unwrap());
-    let mut outbox = Outbox::open(SledStore::open(&root.path().join(OUTBOX)).unwrap()).unwrap();
+    let mut outbox = workload::open(root.path()).unwrap();
     promise.check(&outbox).unwrap();
     promise.check_next(&mut outbox).unwrap();
     assert!(promise.answered > rounds, "the child was killed before it did anything");

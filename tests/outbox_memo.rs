@@ -47,7 +47,10 @@ fn a_memo_is_there_after_a_restart_and_in_a_fresh_store() {
     let outbox = open(&path);
     assert_eq!(remembered(&outbox), "raised");
     let renewed = outbox_renew::renew(outbox, clock()).expect("renew");
-    assert_eq!((renewed.abandoned.as_deref(), remembered(&renewed.outbox)), (None, "raised".into()));
+    assert_eq!(
+        (renewed.abandoned.as_deref(), remembered(&renewed.outbox)),
+        (None, "raised".into())
+    );
     drop(renewed);
     assert_eq!(remembered(&open(&path)), "raised");
 }

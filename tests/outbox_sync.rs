@@ -8,9 +8,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 #![allow(clippy::disallowed_methods, reason = "runs real processes under real time")]
 
-#[path = "power/disk.rs"]
-#[allow(dead_code, reason = "only the recorder is used here")]
-mod disk;
+#[path = "power/preload.rs"]
+mod preload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -61,7 +60,7 @@ fn trace(downgrade: bool) -> String {
         .arg(&output)
         .args(["-E", &format!("{CHILD}={}", scratch.path().join("outbox").display())]);
     if downgrade {
-        let recorder = disk::compile_recorder(scratch.path());
+        let recorder = preload::compile("recorder", scratch.path());
         strace.args(["-E", "HARK_DOWNGRADE=1", "-E"]);
         strace.arg(format!("LD_PRELOAD={}", recorder.display()));
     }
@@ -156,7 +155,7 @@ fn a_sync_that_fails_is_never_an_acceptance_and_the_process_ends() {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child", "--nocapture"])
         .env(CHILD, &path)
-        .env("LD_PRELOAD", disk::compile_recorder(scratch.path()))
+        .env("LD_PRELOAD", preload::compile("recorder", scratch.path()))
         .env("HARK_FAIL_SYNCS", "30")
         .output()
         .unwrap();

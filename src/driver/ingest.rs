@@ -5,7 +5,7 @@
 //! request is on stable storage; nothing else does. Refusals are `application/problem+json`
 //! (RFC 9457) and name the `attribute` at fault.
 //!
-//! The same socket serves the outbox to `hark outbox` ([`outbox_http`]).
+//! The same socket serves the outbox to `hark outbox` (`outbox_http`).
 //!
 //! Bounds: [`MAX_BODY_BYTES`] a request, [`MAX_BATCH`] events in it, [`MAX_EVENT_BYTES`] each,
 //! [`MAX_REQUESTS`] at once, [`BODY_DEADLINE`] to send it.

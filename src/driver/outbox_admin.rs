@@ -1,7 +1,7 @@
 //! What is in the outbox, for people: counts, pages, single events; and the two things that people
 //! may do to it: put dead letters back, and destroy.
 //!
-//! It works on an [`OutboxHandle`], so that the running agent's socket ([`outbox_http`](super::outbox_http))
+//! It works on an [`OutboxHandle`], so that the running agent's socket (`outbox_http`)
 //! and `hark outbox` on the files of an agent that does not run are one and the same.
 //!
 //! Bounds: an answer holds at most [`MAX_ENTRIES`] events, about [`MAX_PAGE_BYTES`] and what a look at

@@ -24,8 +24,8 @@ use crate::clock::{Clock, Rng};
 use crate::event::catalogue::Maker;
 use crate::outbox::{Chronicle, Outbox};
 
-/// What is not copied: what salvage set aside, what is given up on a full disk, the lock, notes.
-const LEFT_OUT: [&str; 4] = ["damaged-", "ballast", "lock", "opening"];
+/// What is not copied: what salvage set aside, what a fresh store has replaced, what is given up on a full disk, the lock, notes.
+const LEFT_OUT: [&str; 5] = ["damaged-", "ballast", "lock", "opening", "sled.old"];
 /// Room that opening the copy takes beside it.
 const SPARE_BYTES: u64 = 8 * 1024 * 1024;
 

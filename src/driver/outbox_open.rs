@@ -90,8 +90,15 @@ pub fn open(path: &Path, clock: Clock) -> Result<Outbox<SledStore>, OpenError> {
 }
 
 fn open_once(path: &Path, clock: Clock) -> Result<Outbox<SledStore>, OpenError> {
+    let outbox = open_locked(&Locked::new(path)?, clock)?;
+    remove_old(path);
+    Ok(outbox)
+}
+
+/// As [`open`], for who has the lock already.
+pub(super) fn open_locked(locked: &Locked, clock: Clock) -> Result<Outbox<SledStore>, OpenError> {
+    let path = locked.path.as_path();
     let until = clock.now() + SALVAGE_TIME;
-    let locked = Locked::new(path)?;
     finish_swap(path)?;
     let marked = Marks::open(&path.join("marks"));
     let copy = marked.as_ref().map(|(_, copy)| copy.clone()).unwrap_or_default();
@@ -107,7 +114,7 @@ fn open_once(path: &Path, clock: Clock) -> Result<Outbox<SledStore>, OpenError> 
     } else if opening.unfinished >= UNFINISHED_OPENINGS {
         format!("the last {} openings did not end", opening.unfinished)
     } else {
-        match attempt(&locked, marks.take(), &copy) {
+        match attempt(locked, marks.take(), &copy) {
             Ok(outbox) => {
                 opening.end();
                 return Ok(outbox);
@@ -120,12 +127,12 @@ fn open_once(path: &Path, clock: Clock) -> Result<Outbox<SledStore>, OpenError> 
         }
     };
     tracing::error!("the outbox is damaged and is salvaged: {cause}");
-    let mut salvage = Salvage { locked: &locked, tail, copy, clock, until, cause };
+    let mut salvage = Salvage { locked, tail, copy, clock, until, cause };
     salvage.run()?;
     remove(&path.join(DISTRUSTED))?;
     let marks = Marks::open(&path.join("marks")).ok().map(|(marks, _)| marks);
     // The new store is held against nothing but itself: its marks are about to be made.
-    let outbox = attempt(&locked, marks, &BTreeMap::new()).map_err(|trouble| match trouble {
+    let outbox = attempt(locked, marks, &BTreeMap::new()).map_err(|trouble| match trouble {
         Trouble::Refused(error) => error,
         Trouble::Damaged(cause) => OpenError::Engine { cause },
     })?;
@@ -167,21 +174,27 @@ fn attempt(
     opened.unwrap_or_else(|panic| Err(Trouble::Damaged(panic_text(&*panic))))
 }
 
-/// A power cut between the two renames: the complete new store has not taken its place yet.
-/// Anywhere else a `sled.new` is incomplete.
+/// A power cut between the two renames of a salvage or a [renewal](super::outbox_renew): the complete new
+/// store has not taken its place yet. Anywhere else a `sled.new` is incomplete.
 fn finish_swap(path: &Path) -> Result<(), OpenError> {
-    let (current, new) = (path.join("sled"), path.join("sled.new"));
-    if !new.exists() {
-        return Ok(());
-    }
+    let [current, new, old] = ["sled", "sled.new", "sled.old"].map(|name| path.join(name));
     if current.exists() {
         return remove(&new);
     }
-    fs::rename(&new, &current).map_err(|e| file_error("rename", &new, &e))?;
+    // The old one only where somebody has removed the others.
+    let Some(whole) = [new, old].into_iter().find(|store| store.exists()) else { return Ok(()) };
+    fs::rename(&whole, &current).map_err(|e| file_error("rename", &whole, &e))?;
     sync_directory(path)
 }
 
-fn remove(path: &Path) -> Result<(), OpenError> {
+/// Removes the store from before a renewal, once the new one is open.
+pub(super) fn remove_old(path: &Path) {
+    if let Err(error) = remove(&path.join("sled.old")) {
+        tracing::warn!("{error}");
+    }
+}
+
+pub(super) fn remove(path: &Path) -> Result<(), OpenError> {
     let result = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     match result {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(file_error("remove", path, &e)),

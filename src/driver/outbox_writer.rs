@@ -46,6 +46,9 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 
 /// Dead letters that are put back with one commit at most: with 64 KiB each as much as one takes.
 const REQUEUED_AT_ONCE: usize = 16;
+/// How long after a commit it is seen whether the file has become too large.
+const RENEW_LOOK: Duration = Duration::from_secs(1);
+
 /// Damaged records that are set aside with one commit at most.
 const MAX_DAMAGED: usize = 64;
 
@@ -94,6 +97,19 @@ pub trait Disk<S> {
 
     /// Whether room is so short that it must be left to alerts and status.
     fn is_short(&mut self) -> bool;
+
+    /// Whether the outbox's file has become so large for what it holds that a fresh one pays.
+    fn wants_renewal(&mut self, _: &Outbox<S>) -> bool {
+        false
+    }
+
+    /// Gives the outbox a fresh file; nobody is answered meanwhile.
+    ///
+    /// # Errors
+    /// It is to be opened again.
+    fn renew(&mut self, outbox: Outbox<S>) -> Result<Outbox<S>, OutboxError> {
+        Ok(outbox)
+    }
 }
 
 struct NoCare;
@@ -134,27 +150,44 @@ pub fn run_on<S: Store, D: Disk<S>>(
     let mut writer = Writer { outbox, disk: &mut disk, clock, settings, levels, pending };
     loop {
         writer.begin();
-        let error = match runtime.block_on(writer.serve(&mut requests, stop.clone())) {
-            Ok(()) => return Ok(()),
-            Err(error) => error,
-        };
+        let served = runtime.block_on(writer.serve(&mut requests, stop.clone()));
         let Writer { outbox, disk, clock, settings, levels, mut pending } = writer;
-        drop(outbox);
-        pending.failures += 1;
-        tracing::error!(failures = pending.failures, "the outbox is opened again: {error}");
-        let revived = if pending.failures > MAX_REVIVALS {
-            Err(error)
-        } else {
-            disk.revive(pending.failures, &error)
-        };
-        match revived {
-            Ok(outbox) => writer = Writer { outbox, disk, clock, settings, levels, pending },
+        let renewed = match served {
+            Ok(End::Stopped) => return Ok(()),
+            Ok(End::Renew) => disk.renew(outbox),
             Err(error) => {
-                pending.refuse_all(&mut requests, &error);
-                return Err(error);
+                drop(outbox);
+                Err(error)
             }
-        }
+        };
+        let outbox = match renewed {
+            Ok(outbox) => outbox,
+            Err(error) => {
+                pending.failures += 1;
+                tracing::error!(failures = pending.failures, "the outbox is opened again: {error}");
+                let revived = if pending.failures > MAX_REVIVALS {
+                    Err(error)
+                } else {
+                    disk.revive(pending.failures, &error)
+                };
+                match revived {
+                    Ok(outbox) => outbox,
+                    Err(error) => {
+                        pending.refuse_all(&mut requests, &error);
+                        return Err(error);
+                    }
+                }
+            }
+        };
+        writer = Writer { outbox, disk, clock, settings, levels, pending };
     }
+}
+
+/// Why the writer does not serve for the moment, or any more.
+enum End {
+    Stopped,
+    /// The outbox is to have a fresh file.
+    Renew,
 }
 
 /// Revivals without a commit in between; then the process ends.
@@ -190,6 +223,8 @@ struct Pending {
     expire_at: Option<Instant>,
     /// When to see whether there is room again; `None` while there is.
     look_at: Option<Instant>,
+    /// When to see whether the file has become too large; `None`: not before the next commit.
+    renew_at: Option<Instant>,
 }
 
 impl Pending {
@@ -218,6 +253,7 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         }
         self.levels.send_replace(self.outbox.levels());
         let something = !self.pending.waiting.is_empty() || !self.pending.removals.is_empty();
+        self.pending.renew_at.get_or_insert(self.clock.now() + RENEW_LOOK);
         // What salvage has to tell is told at once.
         if something || self.outbox.untold().is_some() {
             self.due_in(Duration::ZERO);
@@ -250,7 +286,7 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         &mut self,
         requests: &mut mpsc::Receiver<Request>,
         mut stop: watch::Receiver<bool>,
-    ) -> Result<(), OutboxError> {
+    ) -> Result<End, OutboxError> {
         let mut open = true;
         if let Some(page) = self.pending.page.take() {
             self.take(page)?;
@@ -267,12 +303,15 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
                     Err(_) => break,
                 }
             }
+            if open && self.is_idle_and_too_large() {
+                return Ok(End::Renew);
+            }
             if self.is_full() || self.next().is_some_and(|due| due <= self.clock.now()) {
                 self.commit_all()?;
                 continue;
             }
             if !open && requests.is_empty() {
-                return self.commit_all();
+                return self.commit_all().map(|()| End::Stopped);
             }
             let due = self.next().map(tokio::time::Instant::from_std);
             tokio::select! {
@@ -352,6 +391,17 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         Ok(())
     }
 
+    /// Looked at now and then, while nobody waits for a commit.
+    fn is_idle_and_too_large(&mut self) -> bool {
+        let now = self.clock.now();
+        if self.pending.renew_at.is_none_or(|at| at > now) {
+            return false;
+        }
+        let busy = self.pending.due.is_some();
+        self.pending.renew_at = busy.then(|| now + RENEW_LOOK);
+        !busy && self.disk.wants_renewal(&self.outbox)
+    }
+
     /// Puts dead letters back, a bounded number of them in a commit.
     fn requeue(&mut self, lane: Lane, only: Option<Position>) -> Result<usize, OutboxError> {
         let positions = match only {
@@ -384,7 +434,8 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
     fn next(&self) -> Option<Instant> {
         let telemetry = self.outbox.depth()[Lane::Telemetry.index()] > 0;
         let expire_at = self.pending.expire_at.filter(|_| telemetry);
-        self.pending.due.into_iter().chain(expire_at).chain(self.pending.look_at).min()
+        let looks = self.pending.look_at.into_iter().chain(self.pending.renew_at);
+        self.pending.due.into_iter().chain(expire_at).chain(looks).min()
     }
 
     fn due_in(&mut self, wait: Duration) {
@@ -484,6 +535,7 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         self.pending.damaged.clear();
         self.pending.removals.clear();
         self.pending.failures = 0;
+        self.pending.renew_at.get_or_insert(now + RENEW_LOOK);
         // Levels first, so that whoever is told `accepted` finds its event counted.
         self.levels.send_replace(self.outbox.levels());
         for (append, accepted) in answers {

@@ -161,7 +161,7 @@ pub struct SledStore {
     /// What its files may take, if anybody said, and what was written since they were looked at.
     max_size: Option<u64>,
     unlooked: usize,
-    _locked: Locked,
+    locked: Locked,
 }
 
 impl SledStore {
@@ -195,7 +195,7 @@ impl SledStore {
         let db = open_sled(&directory)?;
         let (path, full) = (directory.clone(), Cell::new(None));
         let (max_size, unlooked) = (None, 0);
-        let mut store = Self { db, path, marks, full, max_size, unlooked, _locked: locked.clone() };
+        let mut store = Self { db, path, marks, full, max_size, unlooked, locked: locked.clone() };
         sync_file(&directory.join("conf"))?;
         sync_directory(&directory)?;
         sync_directory(root)?;
@@ -204,6 +204,11 @@ impl SledStore {
         sync_directory(parent.unwrap_or(Path::new(".")))?;
         store.prove_durability(sys::real_syncs)?;
         Ok(store)
+    }
+
+    /// The outbox's directory.
+    pub(super) fn locked(&self) -> &Locked {
+        &self.locked
     }
 
     /// Bytes of sled's files.
@@ -219,7 +224,7 @@ impl SledStore {
     /// sled reuses a segment once its last page was written elsewhere and no thread can still look at
     /// it. Its cleaner works at most half of the time and a thread that the kernel has set aside looks
     /// for as long: whoever writes on without a pause meanwhile makes the file grow. So from three
-    /// quarters on a commit takes longer the more they take, up to [`HOLD_BACK`].
+    /// quarters on a commit takes longer the more they take, up to `HOLD_BACK`.
     pub fn keep_within(&mut self, max_size: u64) {
         self.max_size = Some(max_size);
     }

@@ -277,18 +277,4 @@ mod tests {
         let error = decode_record(&resealed(frame, VERSION)).unwrap_err();
         assert!(matches!(error, CodecError::Content(_)), "{error}");
     }
-
-    #[test]
-    fn a_record_written_by_version_1_is_still_read() {
-        let frame = include_bytes!("../../tests/fixtures/record-v1.bin");
-        let record = decode_record(frame).unwrap();
-        assert_eq!(record.event, json::parse(EVENT.as_bytes()).unwrap());
-        assert_eq!(record.sequence, 3);
-    }
-
-    #[test]
-    #[ignore = "writes the fixture of the test above; only for a new version"]
-    fn write_fixture() {
-        std::fs::write("tests/fixtures/record-v1.bin", encoded(EVENT)).unwrap();
-    }
 }

@@ -10,8 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use hark::clock::Rng;
 
@@ -32,19 +31,6 @@ pub(crate) enum Disk {
     NoCache,
     /// C.
     NoJournal,
-}
-
-/// Compiles the recorder; returns the library to preload.
-pub(crate) fn compile_recorder(directory: &Path) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/power/recorder.c");
-    let library = directory.join("recorder.so");
-    let status = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
-        .args([&library, &source])
-        .status()
-        .expect("`cc` compiles the recorder: install gcc");
-    assert!(status.success());
-    library
 }
 
 /// Reads a log; `F` and `S` then count the operations they cover from its beginning.
@@ -92,7 +78,7 @@ pub(crate) fn cut(
     target: &Path,
 ) -> String {
     let operations = &operations[..cut];
-    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut names: BTreeMap<String, usize> = BTreeMap::new();
     let mut files: Vec<FileState<'_>> = Vec::new();
     let mut taken = Vec::new();
     let mut barrier = 0;
@@ -107,17 +93,14 @@ pub(crate) fn cut(
         let file = names.get(path).copied();
         match (operation.kind, file) {
             (b'C', _) => {
-                names.insert(path, files.len());
+                names.insert(path.to_owned(), files.len());
                 files.push(FileState::default());
             }
             (b'W', Some(file)) => {
                 files[file].writes.push((at, operation.offset, Some(&operation.data)));
             }
             (b'T', Some(file)) => files[file].writes.push((at, operation.offset, None)),
-            (b'R', Some(file)) => {
-                names.remove(path);
-                names.insert(std::str::from_utf8(&operation.data).unwrap(), file);
-            }
+            (b'R', Some(_)) => rename(&mut names, path, to(operation)),
             (b'U', _) => {
                 names.remove(path);
             }
@@ -140,14 +123,14 @@ pub(crate) fn cut(
     fs::create_dir_all(target).unwrap();
     let mut entries = durable_names(operations, journalled, notes);
     if disk == Disk::NoJournal {
-        entries.retain(|path, _| is_synced_name(operations, path) || rng.u64().is_multiple_of(2));
+        entries.retain(|_, entry| is_synced_name(operations, entry) || rng.u64().is_multiple_of(2));
     }
     for (path, entry) in &entries {
         // Sorted by path: a directory that is there has been made by now.
         if !target.join(path).parent().is_some_and(Path::is_dir) {
             continue;
         }
-        match entry {
+        match &entry.file {
             None => fs::create_dir(target.join(path)).unwrap(),
             Some(file) => {
                 let content = contents(&files[*file], journalled, piece, survival, rng);
@@ -158,27 +141,56 @@ pub(crate) fn cut(
     String::from_utf8(taken).unwrap()
 }
 
-/// Names by the journal; a directory has no file.
+/// The new name of a rename.
+fn to(operation: &Operation) -> &str {
+    std::str::from_utf8(&operation.data).unwrap()
+}
+
+/// Gives a file another name, or a directory and all that is in it.
+fn rename<T>(names: &mut BTreeMap<String, T>, from: &str, to: &str) {
+    let below = format!("{from}/");
+    let moved: Vec<String> =
+        names.keys().filter(|name| *name == from || name.starts_with(&below)).cloned().collect();
+    assert!(!moved.is_empty(), "{from} is renamed and unknown");
+    for name in moved {
+        if let Some(value) = names.remove(&name) {
+            names.insert(format!("{to}{}", &name[from.len()..]), value);
+        }
+    }
+}
+
+/// A name on the disk.
+struct Entry<'a> {
+    /// `None`: a directory.
+    file: Option<usize>,
+    /// By which operation, and as which path; the directory above may have been renamed since.
+    given: (u64, &'a str),
+}
+
+/// Names by the journal.
 fn durable_names<'a>(
     operations: &'a [Operation],
     journalled: u64,
     notes: &str,
-) -> BTreeMap<&'a str, Option<usize>> {
-    let mut names = BTreeMap::new();
+) -> BTreeMap<String, Entry<'a>> {
+    let mut names: BTreeMap<String, Entry<'a>> = BTreeMap::new();
     let mut files = 0;
     for (at, operation) in operations.iter().enumerate().filter(|(_, o)| o.path != notes) {
-        let path = operation.path.as_str();
+        let (at, path) = (at as u64, operation.path.as_str());
         let created = operation.kind == b'C';
-        if at as u64 >= journalled {
+        if at >= journalled {
             break;
         }
         match operation.kind {
-            b'C' if operation.offset == 1 => drop(names.insert(path, None)),
-            b'C' => drop(names.insert(path, Some(files))),
+            b'C' => {
+                let file = (operation.offset != 1).then_some(files);
+                names.insert(path.to_owned(), Entry { file, given: (at, path) });
+            }
             b'U' => drop(names.remove(path)),
             b'R' => {
-                let file = names.remove(path).expect("renamed from a known name");
-                names.insert(std::str::from_utf8(&operation.data).unwrap(), file);
+                let to = to(operation);
+                rename(&mut names, path, to);
+                names.get_mut(to).expect("just renamed").given = (at, to);
             }
             _ => {}
         }
@@ -187,15 +199,10 @@ fn durable_names<'a>(
     names
 }
 
-/// Whether the directory was synced after the name was last given.
-fn is_synced_name(operations: &[Operation], path: &str) -> bool {
+/// Whether the directory was synced after the name was given.
+fn is_synced_name(operations: &[Operation], entry: &Entry<'_>) -> bool {
+    let (given, path) = entry.given;
     let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
-    let gives = |operation: &Operation| match operation.kind {
-        b'C' => operation.path == path,
-        b'R' => operation.data == path.as_bytes(),
-        _ => false,
-    };
-    let given = operations.iter().rposition(gives).unwrap_or(0) as u64;
     operations.iter().any(|o| o.kind == b'F' && o.path == parent && o.offset > given)
 }
 

@@ -8,6 +8,7 @@
  *   HARK_RECORD_LOG   file that the log is appended to
  *   HARK_FAIL_SYNCS   if set, fdatasync fails with EIO after that many have succeeded
  *   HARK_DOWNGRADE    if set, fdatasync only does what sled does without hark's help: sync_file_range
+ *   HARK_UNSYNCED     no sync does anything for files whose path below the root holds this
  *
  * Entry, little-endian: kind (1), path length (2), offset (8), data length (8), path, data.
  *   P process begins   C create file or directory   W write at offset   T truncate to offset
@@ -33,6 +34,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static int log_fd = -1;
 static int downgrade;
+static const char *unsynced;
 static long syncs_left = -1; /* negative: without end */
 static char root[PATH_SIZE];
 static size_t root_length;
@@ -68,6 +70,7 @@ static void begin(void)
 	if (syncs)
 		syncs_left = atol(syncs);
 	downgrade = getenv("HARK_DOWNGRADE") != NULL;
+	unsynced = getenv("HARK_UNSYNCED");
 	if (!directory || !log)
 		return;
 	snprintf(root, sizeof root, "%s/", directory);
@@ -102,6 +105,11 @@ static const char *path_of(int fd, char *path)
 	path[length] = '/';
 	path[length + 1] = 0;
 	return below(path);
+}
+
+static int is_unsynced(const char *path)
+{
+	return unsynced && path && strstr(path, unsynced);
 }
 
 static uint64_t ended(void)
@@ -149,6 +157,8 @@ int fdatasync(int fd)
 	}
 	if (syncs_left > 0)
 		__atomic_sub_fetch(&syncs_left, 1, __ATOMIC_RELAXED);
+	if (is_unsynced(path))
+		return 0;
 	/* 7: wait before, write, wait after, as sled asks for. */
 	int result = downgrade ? syscall(SYS_sync_file_range, fd, (off64_t)0, (off64_t)0, 7)
 			       : syscall(SYS_fdatasync, fd);
@@ -162,6 +172,8 @@ int fsync(int fd)
 	char buffer[PATH_SIZE];
 	const char *path = path_of(fd, buffer);
 	uint64_t covered = ended();
+	if (is_unsynced(path))
+		return 0;
 	int result = syscall(SYS_fsync, fd);
 	if (result == 0 && path)
 		append('F', path, covered, 0, NULL);
@@ -196,6 +208,30 @@ int unlink(const char *path)
 	int result = syscall(SYS_unlinkat, AT_FDCWD, path, 0);
 	if (result == 0 && below(path))
 		append('U', below(path), 0, 0, NULL);
+	return result;
+}
+
+int rmdir(const char *path)
+{
+	int result = syscall(SYS_unlinkat, AT_FDCWD, path, AT_REMOVEDIR);
+	if (result == 0 && below(path))
+		append('U', below(path), 0, 0, NULL);
+	return result;
+}
+
+/* How whole directories are removed: by names below an open one. */
+int unlinkat(int directory, const char *name, int flags)
+{
+	char buffer[PATH_SIZE], path[2 * PATH_SIZE];
+	const char *parent = directory == AT_FDCWD ? NULL : path_of(directory, buffer);
+	const char *slash = parent && *parent && parent[strlen(parent) - 1] != '/' ? "/" : "";
+	int result = syscall(SYS_unlinkat, directory, name, flags);
+	if (result == 0 && parent) {
+		snprintf(path, sizeof path, "%s%s%s", parent, slash, name);
+		append('U', path, 0, 0, NULL);
+	} else if (result == 0 && directory == AT_FDCWD && below(name)) {
+		append('U', below(name), 0, 0, NULL);
+	}
 	return result;
 }
 

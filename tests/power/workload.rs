@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-use hark::clock::{ClockState, Rng, WallTime};
+use hark::clock::{Clock, ClockState, Rng, WallTime};
 use hark::driver::sled_store::SledStore;
+use hark::driver::{outbox_open, outbox_renew};
 use hark::event::{Event, Lane, json};
 use hark::outbox::{Outbox, PageLimit, Position, Record};
 
@@ -186,6 +187,18 @@ pub(crate) struct Plan {
     pub(crate) commits: usize,
     /// Commits of more than one of sled's segments, rather than of a few small events.
     pub(crate) large: bool,
+    /// A fresh store every so many commits.
+    pub(crate) renew_every: Option<usize>,
+}
+
+/// Opens the outbox below `root` as the agent does; that anything had to be salvaged is a broken promise.
+pub(crate) fn open(root: &Path) -> Result<Outbox<SledStore>, String> {
+    let clock = Clock::new(|| ClockState::Synced);
+    let outbox = outbox_open::open(&root.join(OUTBOX), clock).map_err(|e| format!("open: {e}"))?;
+    match outbox.untold() {
+        None => Ok(outbox),
+        Some(told) => Err(format!("open: it was salvaged: {told:?}")),
+    }
 }
 
 /// Opens the outbox in `root`, settles what a killed run left, and commits as planned, taking
@@ -195,7 +208,7 @@ pub(crate) fn run(root: &Path, plan: Plan) -> Outbox<SledStore> {
     let mut promise = Promise::read(&notes);
     let mut file =
         std::fs::File::options().create(true).append(true).open(root.join(NOTES)).unwrap();
-    let mut outbox = Outbox::open(SledStore::open(&root.join(OUTBOX)).unwrap()).unwrap();
+    let mut outbox = open(root).unwrap();
     let mut note = |text: &str| file.write_all(text.as_bytes()).unwrap();
     match promise.check(&outbox).unwrap() {
         Some(true) => note("settled applied\n"),
@@ -215,6 +228,11 @@ pub(crate) fn run(root: &Path, plan: Plan) -> Outbox<SledStore> {
         group.commit().unwrap();
         note("done\n");
         promise.apply(&noted);
+        if plan.renew_every.is_some_and(|every| commit % every == every - 1) {
+            let renewed = outbox_renew::renew(outbox, Clock::new(|| ClockState::Synced)).unwrap();
+            assert_eq!(renewed.abandoned, None);
+            outbox = renewed.outbox;
+        }
     }
     outbox
 }

@@ -133,6 +133,11 @@ impl Agent {
         find(&self.log()).expect("just found")
     }
 
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
     /// kill -9.
     pub fn kill(mut self) {
         self.child.kill().expect("kill hark");

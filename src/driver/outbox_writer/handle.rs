@@ -236,7 +236,7 @@ impl OutboxHandle {
     /// The oldest records of a lane behind `after`, without those that are to be removed.
     ///
     /// # Errors
-    /// See [`Outbox::page`]; or the outbox is closed.
+    /// See [`Outbox::page`](crate::outbox::Outbox::page); or the outbox is closed.
     pub async fn page(
         &self,
         lane: Lane,

@@ -1,0 +1,107 @@
+//! What the outbox's writer needs of the disk besides the store: opening it again after a failure, the
+//! room around it, and a fresh file after a drained backlog.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::ballast::Ballast;
+use super::outbox_writer::Disk;
+use super::sled_store::SledStore;
+use super::{outbox_open, outbox_renew};
+use crate::clock::Clock;
+use crate::outbox::{Chronicle, Limits, Outbox, OutboxError};
+
+/// A file of at least this size is worth a fresh one: four megabytes of ballast beside it, the outbox
+/// stays under 16 MiB.
+pub const RENEW_FILE_BYTES: u64 = 8 * 1024 * 1024;
+/// With more bytes of frames left it is not yet the time: copying them delays who comes meanwhile.
+pub const RENEW_LEFT_BYTES: u64 = 256 * 1024;
+/// How long to leave it after one that was given up.
+const RENEW_PAUSE: Duration = Duration::from_secs(3600);
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct OutboxDisk {
+    path: PathBuf,
+    ballast: Ballast,
+    chronicle: Chronicle,
+    limits: Limits,
+    max_size: u64,
+    clock: Clock,
+    /// No fresh file before that.
+    rests_until: Option<Instant>,
+}
+
+impl OutboxDisk {
+    /// For the outbox in `path`, whose files may take `max_size` and which is opened with this chronicle and
+    /// these limits.
+    pub fn new(
+        path: PathBuf,
+        max_size: u64,
+        chronicle: Chronicle,
+        limits: Limits,
+        clock: Clock,
+    ) -> Self {
+        let ballast = Ballast::new(&path);
+        Self { path, ballast, chronicle, limits, max_size, clock, rests_until: None }
+    }
+
+    /// The outbox with what it needs beside its store.
+    pub fn equip(&self, outbox: Outbox<SledStore>) -> Outbox<SledStore> {
+        let mut outbox = outbox.with_chronicle(self.chronicle.clone()).with_limits(self.limits);
+        outbox.store_mut().keep_within(self.max_size);
+        outbox
+    }
+}
+
+impl Disk<SledStore> for OutboxDisk {
+    fn revive(
+        &mut self,
+        failures: u32,
+        error: &OutboxError,
+    ) -> Result<Outbox<SledStore>, OutboxError> {
+        // For want of room the store is no worse than before; else, if opening it again did not
+        // help, its files are salvaged.
+        if self.ballast.is_short() {
+            self.ballast.give_up();
+        } else if failures > 1 {
+            outbox_open::distrust(&self.path, &error.to_string());
+        }
+        let outbox = outbox_open::open(&self.path, self.clock)
+            .map_err(|e| OutboxError::Failed { cause: e.to_string() })?;
+        Ok(self.equip(outbox))
+    }
+
+    fn is_short(&mut self) -> bool {
+        self.ballast.is_short()
+    }
+
+    fn wants_renewal(&mut self, outbox: &Outbox<SledStore>) -> bool {
+        let left: u64 = outbox.bytes().iter().sum();
+        left <= RENEW_LEFT_BYTES
+            && fs::metadata(self.path.join("sled/db")).is_ok_and(|db| db.len() > RENEW_FILE_BYTES)
+            && self.rests_until.is_none_or(|until| until <= self.clock.now())
+            && !self.ballast.is_short()
+    }
+
+    fn renew(&mut self, outbox: Outbox<SledStore>) -> Result<Outbox<SledStore>, OutboxError> {
+        let file = self.path.join("sled/db");
+        let bytes = || fs::metadata(&file).map_or(0, |meta| meta.len());
+        let (before, begun) = (bytes(), self.clock.now());
+        let renewed = outbox_renew::renew(outbox, self.clock)
+            .map_err(|e| OutboxError::Failed { cause: e.to_string() })?;
+        let took_ms = self.clock.now().duration_since(begun).as_millis();
+        match renewed.abandoned {
+            None => {
+                tracing::info!(before, after = bytes(), took_ms, "the outbox has a fresh file");
+                outbox_open::remove_old(&self.path);
+            }
+            Some(reason) => {
+                self.rests_until = Some(self.clock.now() + RENEW_PAUSE);
+                tracing::warn!(took_ms, "the outbox keeps its large file for now: {reason}");
+            }
+        }
+        Ok(self.equip(renewed.outbox))
+    }
+}
