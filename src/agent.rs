@@ -17,6 +17,7 @@ mod board;
 mod commanding;
 pub mod doctor;
 mod forwarding;
+mod helping;
 mod listening;
 mod pressing;
 mod reporter;
@@ -29,10 +30,9 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, watch};
 
-use crate::alarm::Signal;
 use crate::cli::{Failure, exit};
 use crate::clock::{Clock, Rng};
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::driver::outbox_admin::Admin;
 use crate::driver::outbox_disk::OutboxDisk;
 use crate::driver::{host, ingest, ops, outbox_open, outbox_writer, sled_store::SledStore, sys};
@@ -263,37 +263,21 @@ pub async fn run(
     );
     tracing::info!(device, outbox = %config.outbox.path.display(), waiting = waiting.total(), "hark {} starts", env!("CARGO_PKG_VERSION"));
 
-    let (alarms_wanted, ingested) = mpsc::channel(ingest::MAX_REQUESTS);
-    let (signal, alarm_signal) = watch::channel(Signal::Off);
-    let fault_signal = reporter.signal();
-    signalling::start(
-        &mut supervisor,
-        &config.signal,
-        alarm_signal,
-        fault_signal,
-        &reporter,
-        clock,
-    );
-    let wires = alarming::Wires {
+    let helping = helping::Parts {
+        plan: alarming,
         reporter: reporter.clone(),
         maker,
         clock,
         rng: rng.fork(),
-        boot: host::boot_id(),
-        ingested,
-        signal,
+        controls,
     };
-    let alarms = alarming::start(&mut supervisor, alarming, wires);
+    let (alarms, alarms_wanted) = helping::start(&mut supervisor, &config, helping);
     let (mut connected, ask) =
         forwarding::start(&mut supervisor, uplink, &outbox, &reporter, &alarms, clock, rng.fork());
-    pressing::start(&mut supervisor, &config.buttons, &reporter, &alarms, clock);
-    if let Some(controls) = controls {
-        pressing::start_controls(&mut supervisor, controls, &alarms);
-    }
     if let Some(path) = config.ingest.socket.clone() {
         let (files, max_size) = (config.outbox.path.clone(), config.outbox.max_size);
         let admin = Admin::new(outbox.clone(), files, max_size, Some(ask));
-        let routes = config.ingest.routes.iter().map(route).collect();
+        let routes = helping::routes(&config);
         let targets = ingest::Targets { outbox: outbox.clone(), routes, alarms: alarms_wanted };
         let services = ingest::Services { targets, admin, status: source(&board) };
         start_ingest(&mut supervisor, path, services).await?;
@@ -377,15 +361,6 @@ fn start_outbox(
         None => Err("was started twice".to_owned()),
     });
     handle
-}
-
-fn route(route: &config::Route) -> ingest::Route {
-    ingest::Route {
-        pattern: route.pattern.clone(),
-        is_prefix: route.is_prefix,
-        lane: route.lane.as_deref().and_then(|lane| lane.parse().ok()),
-        alarm: route.alarm,
-    }
 }
 
 async fn start_ingest(

@@ -1,7 +1,7 @@
 //! Tones through a sound card (cpal): a sine of a pitch that can be changed while it plays.
 //!
 //! The callback runs on a thread of the sound system; it reads the pitch from an atomic and never waits.
-//! Each beep fades in and out over [`FADE`], since a tone that is cut clicks.
+//! Each beep fades in and out within 10 ms, since a tone that is cut clicks.
 
 use std::f32::consts::TAU;
 use std::sync::Arc;
