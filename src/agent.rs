@@ -25,12 +25,12 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, watch};
 
-use crate::cli::{Failure, exit};
+use crate::cli::{Failure, VERSION, exit};
 use crate::clock::{Clock, Rng};
 use crate::config::Config;
 use crate::driver::outbox_admin::Admin;
 use crate::driver::outbox_disk::OutboxDisk;
-use crate::driver::{host, ingest, ops, outbox_open, outbox_writer, sled_store::SledStore, sys};
+use crate::driver::{host, ingest, ops, outbox_open, outbox_writer, sled_store::SledStore};
 use crate::event::{Lane, catalogue::Maker, catalogue::Occurrence};
 use crate::outbox::{Chronicle, Limits, Outbox};
 use crate::supervisor::{Budget, Report, Stage, Supervisor};
@@ -161,7 +161,7 @@ impl Parts {
     /// The real ones.
     pub fn device() -> Self {
         Self {
-            clock: Clock::new(sys::clock_state),
+            clock: Clock::new(host::clock_state),
             rng: Rng::from_entropy(),
             listener: ListenerFactory::detector(),
             happenings: broadcast::Sender::new(256),
@@ -227,7 +227,7 @@ pub async fn run(
     let board = Board::new(&device, listening.is_some(), &outbox, clock);
     let reporter =
         Reporter::new(maker, clock, rng.fork(), outbox.clone(), happenings.clone(), board.clone());
-    tracing::info!(device, outbox = %config.outbox.path.display(), waiting = waiting.total(), "hark {} starts", env!("CARGO_PKG_VERSION"));
+    tracing::info!(device, outbox = %config.outbox.path.display(), waiting = waiting.total(), "hark {VERSION} starts");
 
     let (mut connected, ask) =
         forwarding::start(&mut supervisor, uplink, &outbox, &reporter, clock, rng.fork());
@@ -276,7 +276,7 @@ pub async fn run(
 fn started() -> Occurrence {
     Occurrence::SessionStarted {
         boot_id: host::boot_id(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: VERSION.to_owned(),
     }
 }
 

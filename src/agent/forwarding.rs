@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use super::{BUDGET, Happening, Reporter};
-use crate::cli::{Failure, exit};
+use crate::cli::{Failure, VERSION, exit};
 use crate::clock::{Clock, Rng};
 use crate::config;
 use crate::downlink;
@@ -89,7 +89,7 @@ pub(super) fn plan(config: &config::Config, device: &str) -> Result<Plan, Failur
     let said_by_us = |state: &str| {
         serde_json::json!({
             "state": state,
-            "version": env!("CARGO_PKG_VERSION"),
+            "version": VERSION,
             "boot_id": host::boot_id(),
         })
         .to_string()
