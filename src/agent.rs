@@ -274,10 +274,7 @@ pub async fn run(
 }
 
 fn started() -> Occurrence {
-    Occurrence::SessionStarted {
-        boot_id: host::boot_id(),
-        version: VERSION.to_owned(),
-    }
+    Occurrence::SessionStarted { boot_id: host::boot_id(), version: VERSION.to_owned() }
 }
 
 fn report_late(services: Vec<&'static str>) {

@@ -57,9 +57,10 @@ fn every_package_that_names_the_model_names_the_same() {
 
 #[test]
 fn the_shipped_configuration_is_well_and_asks_for_credentials_that_the_unit_loads() {
-    for (file, credential) in
-        [("systemd/hark.toml", ""), ("yocto-layer/meta-example/recipes-hark/hark/files/hark.toml", "hark-password")]
-    {
+    for (file, credential) in [
+        ("systemd/hark.toml", ""),
+        ("yocto-layer/meta-example/recipes-hark/hark/files/hark.toml", "hark-password"),
+    ] {
         let loaded = hark::config::load(file, &read(file), std::iter::empty());
         let config = loaded.unwrap_or_else(|e| panic!("{e}")).config;
         let password = config.uplink.password_file.map(|path| path.display().to_string());
@@ -80,13 +81,20 @@ fn cross_has_no_key_that_is_not_used_and_an_image_no_newer_than_the_device() {
         let file = dockerfile["file"].as_str().expect("a file");
         let text = read(file);
         // Debian 12 is what the device runs; cross's own image of version 0.2.5 is older still.
-        assert!(text.contains("\nFROM debian:12-slim\n") || text.contains("\nFROM $CROSS_BASE_IMAGE\n"));
-        for argument in dockerfile.get("build-args").and_then(Value::as_table).into_iter().flatten() {
+        assert!(
+            text.contains("\nFROM debian:12-slim\n") || text.contains("\nFROM $CROSS_BASE_IMAGE\n")
+        );
+        for argument in dockerfile.get("build-args").and_then(Value::as_table).into_iter().flatten()
+        {
             assert!(text.contains(&format!("ARG {}\n", argument.0)), "{file}: {}", argument.0);
         }
     }
     assert_eq!(keys, ["dockerfile", "env"].map(str::to_owned).into());
     let names: Vec<_> = targets.keys().map(String::as_str).collect();
-    let wanted = ["aarch64-unknown-linux-gnu", "arm-unknown-linux-gnueabihf", "armv7-unknown-linux-gnueabihf"];
+    let wanted = [
+        "aarch64-unknown-linux-gnu",
+        "arm-unknown-linux-gnueabihf",
+        "armv7-unknown-linux-gnueabihf",
+    ];
     assert_eq!(names, wanted);
 }
