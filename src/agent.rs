@@ -30,12 +30,12 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, watch};
 
-use crate::cli::{Failure, exit};
+use crate::cli::{Failure, VERSION, exit};
 use crate::clock::{Clock, Rng};
 use crate::config::Config;
 use crate::driver::outbox_admin::Admin;
 use crate::driver::outbox_disk::OutboxDisk;
-use crate::driver::{host, ingest, ops, outbox_open, outbox_writer, sled_store::SledStore, sys};
+use crate::driver::{host, ingest, ops, outbox_open, outbox_writer, sled_store::SledStore};
 use crate::event::{Lane, catalogue::Maker, catalogue::Occurrence};
 use crate::outbox::{Chronicle, Limits, Outbox};
 use crate::sensor::button::Press;
@@ -187,7 +187,7 @@ impl Parts {
     /// The real ones.
     pub fn device() -> Self {
         Self {
-            clock: Clock::new(sys::clock_state),
+            clock: Clock::new(host::clock_state),
             rng: Rng::from_entropy(),
             listener: ListenerFactory::detector(),
             happenings: broadcast::Sender::new(256),
@@ -261,7 +261,7 @@ pub async fn run(
         happenings.clone(),
         board.clone(),
     );
-    tracing::info!(device, outbox = %config.outbox.path.display(), waiting = waiting.total(), "hark {} starts", env!("CARGO_PKG_VERSION"));
+    tracing::info!(device, outbox = %config.outbox.path.display(), waiting = waiting.total(), "hark {VERSION} starts");
 
     let helping = helping::Parts {
         plan: alarming,
@@ -320,10 +320,7 @@ pub async fn run(
 }
 
 fn started() -> Occurrence {
-    Occurrence::SessionStarted {
-        boot_id: host::boot_id(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    }
+    Occurrence::SessionStarted { boot_id: host::boot_id(), version: VERSION.to_owned() }
 }
 
 fn report_late(services: Vec<&'static str>) {

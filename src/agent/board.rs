@@ -121,7 +121,7 @@ impl Board {
         });
         Status {
             device: device.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: crate::cli::VERSION.to_owned(),
             boot_id: boot_id.clone(),
             uptime_s: seconds_since(*began),
             clock: clock.wall().state.as_str(),

@@ -78,7 +78,7 @@ pub async fn examine(config: &Config, clock: Clock) -> Vec<Finding> {
         None => host::device_id(),
     };
     findings.result("device", exit::CONFIG, device.clone());
-    match sys::clock_state() {
+    match host::clock_state() {
         ClockState::Unsynced => findings.add(
             "clock",
             Verdict::Poor,

@@ -8,7 +8,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use super::alarming::{AlarmHandle, Settle};
 use super::{BUDGET, Happening, Reporter};
 use crate::alarm::Actor;
-use crate::cli::{Failure, exit};
+use crate::cli::{Failure, VERSION, exit};
 use crate::clock::{Clock, Rng};
 use crate::config;
 use crate::downlink;
@@ -93,7 +93,7 @@ pub(super) fn plan(config: &config::Config, device: &str) -> Result<Plan, Failur
     let said_by_us = |state: &str| {
         serde_json::json!({
             "state": state,
-            "version": env!("CARGO_PKG_VERSION"),
+            "version": VERSION,
             "boot_id": host::boot_id(),
         })
         .to_string()

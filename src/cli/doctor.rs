@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::{Failure, config, exit};
 use crate::agent::doctor::{Verdict, examine};
 use crate::clock::Clock;
-use crate::driver::sys;
+use crate::driver::host;
 
 /// Check everything a failed installation could be, and say how to mend it
 #[derive(Debug, clap::Args)]
@@ -28,7 +28,7 @@ pub(super) async fn run(args: &Args, mut out: impl Write) -> Result<(), Failure>
     let loaded = config::load(&args.config)?;
     line("well", "configuration", &args.config.display().to_string())?;
     let mut wrong = Vec::new();
-    for finding in examine(&loaded.config, Clock::new(sys::clock_state)).await {
+    for finding in examine(&loaded.config, Clock::new(host::clock_state)).await {
         let word = match finding.verdict {
             Verdict::Well => "well",
             Verdict::Poor => "poor",

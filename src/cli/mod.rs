@@ -13,6 +13,13 @@ pub mod status;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+/// The version, and the commit where the build was told one: `HARK_VERSION`, which
+/// `scripts/cross-build` and the packages set.
+pub const VERSION: &str = match option_env!("HARK_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
+
 /// Exit codes, after BSD `sysexits.h`.
 pub mod exit {
     /// The command line is wrong.
@@ -44,7 +51,7 @@ impl Failure {
 
 /// The agent of an emergency device: hears a cry for help and gets the news out.
 #[derive(Debug, Parser)]
-#[command(name = "hark", version)]
+#[command(name = "hark", version = VERSION)]
 pub struct Cli {
     /// What to do
     #[command(subcommand)]

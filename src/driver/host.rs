@@ -1,6 +1,10 @@
-//! What the host says of itself: machine id, boot id, secrets in files.
+//! What the host says of itself: machine id, boot id, its clock, secrets in files.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::sys;
+use crate::clock::ClockState;
 
 /// Namespace of the version 5 UUIDs (RFC 9562 §5.5) that stand for devices. Never change it: the
 /// device ids, and with them topics and sources, follow from it.
@@ -30,10 +34,33 @@ fn device_id_from(file: &Path) -> Result<String, String> {
     }
 }
 
-/// The kernel's id of this boot; `unknown` where it does not say.
+/// The kernel's id of this boot; `unknown` where neither it nor `$HARK_BOOT_ID` says. The variable
+/// is for a sandbox without `/proc/sys` (`%b` in a unit); both are written with and without hyphens.
 pub fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+    let id = kernel.or_else(|| std::env::var("HARK_BOOT_ID").ok()).unwrap_or_default();
+    uuid::Uuid::try_parse(id.trim()).map_or_else(|_| "unknown".to_owned(), |id| id.to_string())
+}
+
+/// systemd-timesyncd touches it at each successful synchronisation.
+const TIMESYNC_FILE: &str = "/run/systemd/timesync/synchronized";
+/// The kernel, too, calls a clock unsynchronised when nobody has set it for about so long: its
+/// error grows by 500 ppm to 16 s.
+const TIMESYNC_AGE: Duration = Duration::from_secs(9 * 3600);
+
+/// Whether a time source disciplines the wall clock; for [`Clock::new`](crate::clock::Clock::new).
+/// The kernel is asked, and where a sandbox forbids that, systemd-timesyncd's file.
+pub fn clock_state() -> ClockState {
+    sys::clock_state().unwrap_or_else(|| timesync_state(Path::new(TIMESYNC_FILE)))
+}
+
+fn timesync_state(file: &Path) -> ClockState {
+    let synchronised = std::fs::metadata(file).and_then(|metadata| metadata.modified());
+    // A time ahead of the clock is that of a clock that has been set back since.
+    match synchronised.map(|at| at.elapsed()) {
+        Ok(Ok(age)) if age <= TIMESYNC_AGE => ClockState::Synced,
+        _ => ClockState::Unsynced,
+    }
 }
 
 /// Reads a secret: from `$CREDENTIALS_DIRECTORY` (systemd's `LoadCredential`) if it holds a file
@@ -71,6 +98,25 @@ mod tests {
         assert!(!"0123456789abcdef0123456789abcdef".contains(&device_id_from(&file).unwrap()));
         std::fs::write(&file, "uninitialized\n").unwrap();
         assert!(device_id_from(&file).unwrap_err().contains("set `id` under [device]"));
+    }
+
+    #[test]
+    fn timesyncds_file_counts_for_hours_and_not_from_the_future() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("synchronized");
+        assert_eq!(timesync_state(&path), ClockState::Unsynced);
+        let file = std::fs::File::create(&path).unwrap();
+        assert_eq!(timesync_state(&path), ClockState::Synced);
+        let now = file.metadata().unwrap().modified().unwrap();
+        let hours = |n: u64| Duration::from_secs(n * 3600);
+        for (at, state) in [
+            (now - hours(8), ClockState::Synced),
+            (now - hours(10), ClockState::Unsynced),
+            (now + hours(1), ClockState::Unsynced),
+        ] {
+            file.set_modified(at).unwrap();
+            assert_eq!(timesync_state(&path), state);
+        }
     }
 
     #[test]

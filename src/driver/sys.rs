@@ -120,19 +120,22 @@ pub fn allocate(file: &File, bytes: u64) -> io::Result<()> {
     }
 }
 
-/// Whether a time source disciplines the wall clock, as the kernel sees it; for
-/// [`Clock::new`](crate::clock::Clock::new).
+/// Whether a time source disciplines the wall clock, as the kernel sees it. `None`: a sandbox
+/// forbids to ask, since the same call could set it.
 ///
 /// Source: adjtimex(2): `STA_UNSYNC` and `TIME_ERROR`.
-pub fn clock_state() -> ClockState {
+pub fn clock_state() -> Option<ClockState> {
     // SAFETY: `timex` is plain numbers, for which zero is a value; with `modes` 0 the call only
     // writes to the struct that it is given.
     let (answer, status) = unsafe {
         let mut timex: libc::timex = std::mem::zeroed();
         (libc::adjtimex(&raw mut timex), timex.status)
     };
-    let unsynced = answer < 0 || answer == libc::TIME_ERROR || status & libc::STA_UNSYNC != 0;
-    if unsynced { ClockState::Unsynced } else { ClockState::Synced }
+    if answer < 0 {
+        return None;
+    }
+    let unsynced = answer == libc::TIME_ERROR || status & libc::STA_UNSYNC != 0;
+    Some(if unsynced { ClockState::Unsynced } else { ClockState::Synced })
 }
 
 /// Has the kernel take no more than `bytes` that it has not sent yet from this TCP socket: what
@@ -179,7 +182,7 @@ mod tests {
 
     #[test]
     fn the_kernel_is_asked_about_its_clock() {
-        // Both answers are right somewhere; the call must not fail.
-        assert!(["synced", "unsynced"].contains(&clock_state().as_str()));
+        // Both answers are right somewhere; without a sandbox the call must not fail.
+        assert!(clock_state().is_some());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rten::{NodeId, RunOptions, ThreadPool};
+use rten::{ModelOptions, NodeId, OpRegistry, RunOptions, ThreadPool};
 use rten_tensor::NdTensor;
 use rten_tensor::prelude::*;
 
@@ -14,6 +14,31 @@ pub(super) const WINDOW_FRAMES: usize = WINDOW_SAMPLES / FRAME_SAMPLES + 1;
 
 /// Samples from one frame to the next: 20 ms.
 pub(super) const FRAME_SAMPLES: usize = 320;
+
+/// The operators that `scripts/voice/convert-model` writes, and no others: each one that is named here is
+/// code in the program, and all that rten has are megabytes of it.
+fn operators() -> OpRegistry {
+    rten::op_registry!(
+        Add,
+        Conv,
+        Div,
+        Erf,
+        LayerNormalization,
+        Log,
+        LogSoftmax,
+        MatMul,
+        Max,
+        Mul,
+        Pad,
+        Reshape,
+        Sigmoid,
+        Softmax,
+        Split,
+        Sub,
+        Transpose,
+        Unsqueeze
+    )
+}
 
 /// A loaded phoneme recogniser. Immutable: detectors share one through an `Arc`.
 pub struct Model {
@@ -46,7 +71,7 @@ impl Model {
     pub fn load(onnx: Vec<u8>, vocabulary: &str) -> Result<Self, VoiceError> {
         let weights = |error: &dyn std::fmt::Display| VoiceError::Weights(error.to_string());
         let inventory = Inventory::parse(vocabulary)?;
-        let inner = rten::Model::load(onnx).map_err(|e| weights(&e))?;
+        let inner = ModelOptions::with_ops(operators()).load(onnx).map_err(|e| weights(&e))?;
         let node = |name: &str| inner.node_id(name).map_err(|e| weights(&e));
         let model = Self {
             input: node("waveform")?,

@@ -9,9 +9,9 @@ use super::super::client::Agent;
 use super::super::{Failure, exit};
 use crate::clock::{Clock, Rng};
 use crate::config::Config;
+use crate::driver::host;
 use crate::driver::outbox_admin::{Admin, Destroy, Page, Query, Requeue, Stats};
 use crate::driver::outbox_offline::{Offline, OfflineError};
-use crate::driver::{host, sys};
 use crate::event::catalogue::Maker;
 
 /// What the files are opened for.
@@ -45,7 +45,7 @@ impl Source {
             }
         }
         let path = &config.outbox.path;
-        let clock = Clock::new(sys::clock_state);
+        let clock = Clock::new(host::clock_state);
         let (mut rng, max_size) = (Rng::from_entropy(), config.outbox.max_size);
         let opened = match aim {
             Aim::Look => Offline::look(path, max_size, clock, &mut rng),
