@@ -13,13 +13,14 @@ use super::{BUDGET, Happening, Reporter};
 use crate::audio::{Health, Meter, SAMPLE_RATE_HZ};
 use crate::cli::{Failure, exit};
 use crate::clock::Clock;
-use crate::config::{self, AudioInput, Config, Sensitivity};
+use crate::config::{self, AudioInput, Config, Confirm, Sensitivity};
 use crate::driver::audio_file::AudioFile;
 use crate::driver::audio_stream::{AudioStream, StreamError};
+use crate::driver::recogniser::{self, Handle};
 use crate::driver::{microphone, models, wav_source};
 use crate::event::catalogue::Occurrence;
 use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
-use crate::voice::{Detection, Detector, Keyphrase, Model, OperatingPoint, Settings};
+use crate::voice::{Agreement, Detection, Detector, Keyphrase, Model, OperatingPoint, Settings};
 
 /// Between two attempts to open the microphone.
 const REOPEN: Duration = Duration::from_secs(5);
@@ -65,11 +66,18 @@ impl ListenerFactory {
             let model =
                 models::load(&places).map_err(|e| Failure::new(exit::CONFIG, e.to_string()))?;
             let model: Arc<Model> = Arc::new(model);
+            let recogniser = recogniser(voice.confirm, &places)?;
+            let make = move || {
+                let mut made = detector(&model, &settings)?;
+                if let Some(recogniser) = &recogniser {
+                    made.confirm_with(recogniser.connect(), false);
+                }
+                Ok(made)
+            };
             // Made once here, so that a wrong keyphrase ends the start with its message.
-            let mut first =
-                Some(detector(&model, &settings).map_err(|e| Failure::new(exit::CONFIG, e))?);
+            let mut first = Some(make().map_err(|e: String| Failure::new(exit::CONFIG, e))?);
             Ok(Box::new(move || {
-                let made = first.take().map_or_else(|| detector(&model, &settings), Ok)?;
+                let made = first.take().map_or_else(&make, Ok)?;
                 Ok(Box::new(made) as Box<dyn Listener>)
             }))
         }))
@@ -83,6 +91,24 @@ impl ListenerFactory {
 
 fn detector(model: &Arc<Model>, settings: &Settings) -> Result<Detector, String> {
     Detector::new(Arc::clone(model), settings).map_err(|e| format!("voice.keyphrases: {e}"))
+}
+
+/// The second stage, as far as it is wanted and there.
+fn recogniser(confirm: Confirm, places: &[PathBuf]) -> Result<Option<Handle>, Failure> {
+    if confirm == Confirm::Off {
+        return Ok(None);
+    }
+    match recogniser::load(places) {
+        Ok(handle) => {
+            tracing::info!("doubtful keyphrases are confirmed by {}", recogniser::NAME);
+            Ok(Some(handle))
+        }
+        Err(error) if confirm == Confirm::Auto => {
+            tracing::info!("voice.confirm is \"auto\" and nothing is confirmed: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(Failure::new(exit::CONFIG, format!("voice.confirm: {error}"))),
+    }
 }
 
 fn settings(voice: &config::Voice) -> Result<Settings, Failure> {
@@ -300,11 +326,15 @@ impl Ear<'_> {
     fn hear(&mut self, samples: &[f32]) -> Outcome {
         let reporter = self.reporter;
         self.meter.push(samples, |level| reporter.happened(Happening::Level(level.rms_dbfs)));
-        for Detection { phrase, score, level_dbfs, at } in self.listener.push(samples)? {
-            tracing::warn!(phrase, score, level_dbfs, "keyphrase detected");
+        for Detection { phrase, score, level_dbfs, at, agreement } in self.listener.push(samples)? {
+            let stages: &[&str] = match agreement {
+                Agreement::FirstStage => &["phonemes"],
+                Agreement::Confirmed => &["phonemes", "recogniser"],
+            };
+            tracing::warn!(phrase, score, level_dbfs, ?stages, "keyphrase detected");
             reporter.happened(Happening::Detected { phrase: phrase.clone(), score, at });
             let model = Model::NAME.to_owned();
-            let heard = Occurrence::KeyphraseDetected { phrase, score, model, level_dbfs };
+            let heard = Occurrence::KeyphraseDetected { phrase, score, model, level_dbfs, stages };
             reporter.report_blocking(&heard)?;
         }
         Ok(())

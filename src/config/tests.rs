@@ -53,8 +53,9 @@ fn what_this_version_cannot_honour_is_refused_and_not_ignored() {
         "[[button]]\nname = \"call\"\n",
         "[[sensor]]\nname = \"t\"\n",
         "[uplink]\nmode = \"binary\"\nprotocol = \"3.1.1\"\n",
-        "[voice]\nconfirm = \"recogniser\"\n",
-        "[ops]\nlisten = \"localhost\"\n",
+        "[ops]
+listen = \"localhost\"
+",
         "[[ingest.route]]\ntype = \"x\"\n",
     ] {
         assert_eq!(problems(text).len(), 1, "{text}: {:?}", problems(text));

@@ -23,6 +23,8 @@ pub enum Occurrence {
         model: String,
         /// Loudness of the phrase, dBFS.
         level_dbfs: f32,
+        /// Which stages heard it: `phonemes`, `recogniser`.
+        stages: &'static [&'static str],
     },
     /// The agent began to work.
     SessionStarted {
@@ -103,7 +105,7 @@ struct Description {
 impl Occurrence {
     fn describe(&self) -> Description {
         match self {
-            Self::KeyphraseDetected { phrase, score, model, level_dbfs } => Description {
+            Self::KeyphraseDetected { phrase, score, model, level_dbfs, stages } => Description {
                 suffix: "voice.keyphrase.detected",
                 lane: Lane::Alert,
                 severity: "WARN",
@@ -113,6 +115,7 @@ impl Occurrence {
                     "score": rounded(*score),
                     "model": model,
                     "level_dbfs": rounded(*level_dbfs),
+                    "stages": stages,
                 }),
             },
             Self::SessionStarted { boot_id, version } => Description {
@@ -246,6 +249,7 @@ mod tests {
                 score: 0.91,
                 model: text(),
                 level_dbfs: -20.0,
+                stages: &["phonemes"],
             },
             Occurrence::SessionStarted { boot_id: text(), version: text() },
             Occurrence::SessionStopped { reason: text() },
