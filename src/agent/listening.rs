@@ -46,7 +46,9 @@ impl Listener for Detector {
 }
 
 type MakeListener = Box<dyn FnMut() -> Result<Box<dyn Listener>, String> + Send>;
-type PlanListener = Box<dyn FnOnce(&config::Voice) -> Result<MakeListener, Failure> + Send>;
+/// Gives what [`Plan::confirmer`] says beside the maker.
+type PlanListener =
+    Box<dyn FnOnce(&config::Voice) -> Result<(MakeListener, &'static str), Failure> + Send>;
 
 /// Plans a listener from the configuration, and makes one for each run of the thread.
 pub struct ListenerFactory(PlanListener);
@@ -67,6 +69,11 @@ impl ListenerFactory {
                 models::load(&places).map_err(|e| Failure::new(exit::CONFIG, e.to_string()))?;
             let model: Arc<Model> = Arc::new(model);
             let recogniser = recogniser(voice.confirm, &places)?;
+            let confirmer = match (&recogniser, voice.confirm) {
+                (Some(_), _) => recogniser::NAME,
+                (None, Confirm::Off) => "off",
+                (None, _) => "absent",
+            };
             let make = move || {
                 let mut made = detector(&model, &settings)?;
                 if let Some(recogniser) = &recogniser {
@@ -76,16 +83,17 @@ impl ListenerFactory {
             };
             // Made once here, so that a wrong keyphrase ends the start with its message.
             let mut first = Some(make().map_err(|e: String| Failure::new(exit::CONFIG, e))?);
-            Ok(Box::new(move || {
+            let make: MakeListener = Box::new(move || {
                 let made = first.take().map_or_else(&make, Ok)?;
                 Ok(Box::new(made) as Box<dyn Listener>)
-            }))
+            });
+            Ok((make, confirmer))
         }))
     }
 
     /// Whatever `make` makes; called again after a failure.
     pub fn custom(mut make: impl FnMut() -> Box<dyn Listener> + Send + 'static) -> Self {
-        Self(Box::new(|_| Ok(Box::new(move || Ok(make())))))
+        Self(Box::new(|_| Ok((Box::new(move || Ok(make())), "off"))))
     }
 }
 
@@ -132,6 +140,8 @@ fn settings(voice: &config::Voice) -> Result<Settings, Failure> {
 pub(super) struct Plan {
     input: Input,
     make: MakeListener,
+    /// The second stage: its weights, `off` or `absent`.
+    pub(super) confirmer: &'static str,
 }
 
 enum Input {
@@ -164,13 +174,13 @@ pub(super) fn plan(
             Input::Files(files)
         }
     };
-    let make = (factory.0)(&config.voice)?;
-    Ok(Some(Plan { input, make }))
+    let (make, confirmer) = (factory.0)(&config.voice)?;
+    Ok(Some(Plan { input, make, confirmer }))
 }
 
 /// Starts the thread.
 pub(super) fn start(supervisor: &mut Supervisor, plan: Plan, reporter: &Reporter, clock: Clock) {
-    let Plan { mut input, mut make } = plan;
+    let Plan { mut input, mut make, .. } = plan;
     let reporter = reporter.clone();
     supervisor.thread(Stage::Source, "detector", BUDGET, move |stop| {
         let meter = Meter::new();

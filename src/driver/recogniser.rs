@@ -285,6 +285,14 @@ mod tests {
     }
 
     #[test]
+    fn recogniser_without_its_library_is_refused_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join(ENCODER), b"not a model").unwrap();
+        let error = load(&[directory.path().to_owned()]).unwrap_err().to_string();
+        assert!(error.contains(LIBRARY) && error.contains("--recogniser again"), "{error}");
+    }
+
+    #[test]
     fn tokens_of_every_length_are_read_and_a_file_that_is_cut_short_is_refused() {
         let mut file = vec![2, b'h', b'e', 0, 130, 1];
         file.extend([b'x'; 130]);

@@ -283,7 +283,7 @@ mod tests {
             text,
             r#"{"specversion":"1.0","id":"018bcfe5-6800-7"#.to_owned()
                 + &text[r#"{"specversion":"1.0","id":"018bcfe5-6800-7"#.len()..][..21]
-                + r#"","source":"urn:hark:device:flat-12","type":"io.hark.voice.keyphrase.detected","clock":"unsynced","datacontenttype":"application/json","dataschema":"urn:hark:schema:voice.keyphrase.detected:1","severitytext":"WARN","time":"2023-11-14T22:13:20.000Z","data":{"level_dbfs":-20.0,"model":"x","phrase":"help me","score":0.91}}"#
+                + r#"","source":"urn:hark:device:flat-12","type":"io.hark.voice.keyphrase.detected","clock":"unsynced","datacontenttype":"application/json","dataschema":"urn:hark:schema:voice.keyphrase.detected:1","severitytext":"WARN","time":"2023-11-14T22:13:20.000Z","data":{"level_dbfs":-20.0,"model":"x","phrase":"help me","score":0.91,"stages":["phonemes"]}}"#
         );
     }
 

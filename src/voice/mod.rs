@@ -35,7 +35,7 @@
 //! Each window is leveled, run through the model, and searched for every phrase as a whole. A
 //! phrase is reported from the first window in which it ends at least 0.4 s before the window's end:
 //! the model needs to hear on to be sure, and "help" needs to wait whether it becomes "help me".
-//! One more window is looked at when somebody falls silent, 0.3 s after their last sound, where
+//! One more window is looked at when somebody falls silent, 0.2 s after their last sound, where
 //! there is nothing more to wait for: a cry on its own is reported then. In the midst of talk or
 //! noise a detection comes 0.4 to 0.9 s after the end of the phrase. Each phrase is looked at in
 //! four or five windows, in different surroundings: a chance that is worth having, since the model
@@ -79,7 +79,7 @@ const HOP_SAMPLES: usize = SAMPLE_RATE_HZ as usize / 2;
 /// 0.4 s at the end of a window in which no phrase may end.
 const MARGIN_FRAMES: usize = 20;
 /// So many blocks of 100 ms below the gate are the end of what somebody said.
-const QUIET_BLOCKS: usize = 3;
+const QUIET_BLOCKS: usize = 2;
 /// 0.2 s: in a window that ends in silence nothing more is to be waited for.
 const QUIET_MARGIN_FRAMES: usize = 10;
 
