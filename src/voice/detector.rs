@@ -355,10 +355,10 @@ impl Detector {
             agreement: Agreement::FirstStage,
         };
         match (&mut self.confirmer, prepared.word) {
-            (Some(confirmer), Some(word)) if confirmer.is_doubtful(detection.score) => {
-                if !self.decision.is_cooling_down(at) {
-                    confirmer.doubt(detection, word, time_of(self.position), window);
-                }
+            (Some(confirmer), Some(word))
+                if confirmer.is_doubtful(detection.score) && !self.decision.is_cooling_down(at) =>
+            {
+                confirmer.doubt(detection, word, time_of(self.position), window);
             }
             _ if weighed.is_some() => {
                 self.decision.reported(at);
