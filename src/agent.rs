@@ -252,7 +252,7 @@ pub async fn run(
     let (mut supervisor, mut reports) = Supervisor::new();
     let waiting = outbox.levels();
     let outbox = start_outbox(&mut supervisor, outbox, chronicle, &config, clock);
-    let board = Board::new(&device, listening.is_some(), &outbox, clock);
+    let board = Board::new(&device, listening.as_ref().map(|plan| plan.confirmer), &outbox, clock);
     let reporter = Reporter::new(
         maker.clone(),
         clock,

@@ -55,6 +55,8 @@ pub struct Audio {
     pub noise_floor_dbfs: Option<f32>,
     /// Keyphrases heard since the start.
     pub detections: u64,
+    /// The second stage: its weights, `off`, or `absent` where it is wanted and not installed.
+    pub confirmer: String,
 }
 
 /// The way to the broker. Counts are since the start.

@@ -38,7 +38,14 @@ struct Known {
 }
 
 impl Board {
-    pub(super) fn new(device: &str, listens: bool, outbox: &OutboxHandle, clock: Clock) -> Self {
+    /// `confirmer`: what [`Audio::confirmer`] says; `None` where the device does not listen.
+    pub(super) fn new(
+        device: &str,
+        confirmer: Option<&str>,
+        outbox: &OutboxHandle,
+        clock: Clock,
+    ) -> Self {
+        let ear = |confirmer: &str| Audio { confirmer: confirmer.to_owned(), ..Audio::default() };
         Self(Arc::new(Shared {
             device: device.to_owned(),
             boot_id: host::boot_id(),
@@ -46,7 +53,7 @@ impl Board {
             began: clock.now(),
             levels: outbox.levels(),
             known: Mutex::new(Known {
-                audio: listens.then(Audio::default),
+                audio: confirmer.map(ear),
                 floor: NoiseFloor::default(),
                 uplink: Uplink::default(),
                 faults: BTreeMap::new(),

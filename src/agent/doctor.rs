@@ -147,7 +147,11 @@ fn may_write(directory: &Path) -> Result<(), String> {
 fn ear(config: &Config, clock: Clock, findings: &mut Findings) {
     let planned = listening::plan(config, Vec::new(), ListenerFactory::detector());
     match &planned {
-        Ok(Some(_)) => findings.add("detector", Verdict::Well, "weights and keyphrases are usable"),
+        Ok(Some(plan)) => {
+            let detail =
+                format!("weights and keyphrases are usable, second stage {}", plan.confirmer);
+            findings.add("detector", Verdict::Well, detail);
+        }
         Ok(None) => {}
         Err(failure) => findings.add("detector", Verdict::Wrong(failure.code), &failure.message),
     }

@@ -15,13 +15,14 @@ use crate::alarm::Kind;
 use crate::audio::{Health, Meter, SAMPLE_RATE_HZ};
 use crate::cli::{Failure, exit};
 use crate::clock::Clock;
-use crate::config::{self, AudioInput, Config, Sensitivity};
+use crate::config::{self, AudioInput, Config, Confirm, Sensitivity};
 use crate::driver::audio_file::AudioFile;
 use crate::driver::audio_stream::{AudioStream, StreamError};
+use crate::driver::recogniser::{self, Handle};
 use crate::driver::{microphone, models, wav_source};
 use crate::event::catalogue::Occurrence;
 use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
-use crate::voice::{Detection, Detector, Keyphrase, Model, OperatingPoint, Settings};
+use crate::voice::{Agreement, Detection, Detector, Keyphrase, Model, OperatingPoint, Settings};
 
 /// Between two attempts to open the microphone.
 const REOPEN: Duration = Duration::from_secs(5);
@@ -47,7 +48,9 @@ impl Listener for Detector {
 }
 
 type MakeListener = Box<dyn FnMut() -> Result<Box<dyn Listener>, String> + Send>;
-type PlanListener = Box<dyn FnOnce(&config::Voice) -> Result<MakeListener, Failure> + Send>;
+/// Gives what [`Plan::confirmer`] says beside the maker.
+type PlanListener =
+    Box<dyn FnOnce(&config::Voice) -> Result<(MakeListener, &'static str), Failure> + Send>;
 
 /// Plans a listener from the configuration, and makes one for each run of the thread.
 pub struct ListenerFactory(PlanListener);
@@ -67,24 +70,55 @@ impl ListenerFactory {
             let model =
                 models::load(&places).map_err(|e| Failure::new(exit::CONFIG, e.to_string()))?;
             let model: Arc<Model> = Arc::new(model);
+            let recogniser = recogniser(voice.confirm, &places)?;
+            let confirmer = match (&recogniser, voice.confirm) {
+                (Some(_), _) => recogniser::NAME,
+                (None, Confirm::Off) => "off",
+                (None, _) => "absent",
+            };
+            let make = move || {
+                let mut made = detector(&model, &settings)?;
+                if let Some(recogniser) = &recogniser {
+                    made.confirm_with(recogniser.connect(), false);
+                }
+                Ok(made)
+            };
             // Made once here, so that a wrong keyphrase ends the start with its message.
-            let mut first =
-                Some(detector(&model, &settings).map_err(|e| Failure::new(exit::CONFIG, e))?);
-            Ok(Box::new(move || {
-                let made = first.take().map_or_else(|| detector(&model, &settings), Ok)?;
+            let mut first = Some(make().map_err(|e: String| Failure::new(exit::CONFIG, e))?);
+            let make: MakeListener = Box::new(move || {
+                let made = first.take().map_or_else(&make, Ok)?;
                 Ok(Box::new(made) as Box<dyn Listener>)
-            }))
+            });
+            Ok((make, confirmer))
         }))
     }
 
     /// Whatever `make` makes; called again after a failure.
     pub fn custom(mut make: impl FnMut() -> Box<dyn Listener> + Send + 'static) -> Self {
-        Self(Box::new(|_| Ok(Box::new(move || Ok(make())))))
+        Self(Box::new(|_| Ok((Box::new(move || Ok(make())), "off"))))
     }
 }
 
 fn detector(model: &Arc<Model>, settings: &Settings) -> Result<Detector, String> {
     Detector::new(Arc::clone(model), settings).map_err(|e| format!("voice.keyphrases: {e}"))
+}
+
+/// The second stage, as far as it is wanted and there.
+fn recogniser(confirm: Confirm, places: &[PathBuf]) -> Result<Option<Handle>, Failure> {
+    if confirm == Confirm::Off {
+        return Ok(None);
+    }
+    match recogniser::load(places) {
+        Ok(handle) => {
+            tracing::info!("doubtful keyphrases are confirmed by {}", recogniser::NAME);
+            Ok(Some(handle))
+        }
+        Err(error) if confirm == Confirm::Auto => {
+            tracing::info!("voice.confirm is \"auto\" and nothing is confirmed: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(Failure::new(exit::CONFIG, format!("voice.confirm: {error}"))),
+    }
 }
 
 fn settings(voice: &config::Voice) -> Result<Settings, Failure> {
@@ -108,6 +142,8 @@ fn settings(voice: &config::Voice) -> Result<Settings, Failure> {
 pub(super) struct Plan {
     input: Input,
     make: MakeListener,
+    /// The second stage: its weights, `off` or `absent`.
+    pub(super) confirmer: &'static str,
 }
 
 enum Input {
@@ -140,8 +176,8 @@ pub(super) fn plan(
             Input::Files(files)
         }
     };
-    let make = (factory.0)(&config.voice)?;
-    Ok(Some(Plan { input, make }))
+    let (make, confirmer) = (factory.0)(&config.voice)?;
+    Ok(Some(Plan { input, make, confirmer }))
 }
 
 /// Starts the thread.
@@ -154,7 +190,7 @@ pub(super) fn start(
     alarms: Option<AlarmHandle>,
     clock: Clock,
 ) {
-    let Plan { mut input, mut make } = plan;
+    let Plan { mut input, mut make, .. } = plan;
     let reporter = reporter.clone();
     supervisor.thread(Stage::Source, "detector", BUDGET, move |stop| {
         let meter = Meter::new();
@@ -245,6 +281,10 @@ fn listen(
     while !stop.is_set() {
         samples.clear();
         match stream.read_within(READ, &mut samples) {
+            // Only where nothing waits: a detector that is slow on a busy machine is no dead card.
+            Ok(0) if stream.is_stale(clock.now()) => {
+                return Ok(Silence::Fault(format!("{name} gives no sound any more")));
+            }
             Ok(0) => {}
             Ok(_) => {
                 ear.watch(&samples);
@@ -260,9 +300,6 @@ fn listen(
         }
         if let Some(failure) = health.failure() {
             return Ok(Silence::Fault(failure));
-        }
-        if stream.is_stale(clock.now()) {
-            return Ok(Silence::Fault(format!("{name} gives no sound any more")));
         }
         if health.played() && input.has_next_file() {
             break;
@@ -312,12 +349,16 @@ impl Ear<'_> {
     fn hear(&mut self, samples: &[f32]) -> Outcome {
         let reporter = self.reporter;
         self.meter.push(samples, |level| reporter.happened(Happening::Level(level.rms_dbfs)));
-        for Detection { phrase, score, level_dbfs, at } in self.listener.push(samples)? {
-            tracing::warn!(phrase, score, level_dbfs, "keyphrase detected");
+        for Detection { phrase, score, level_dbfs, at, agreement } in self.listener.push(samples)? {
+            let stages: &[&str] = match agreement {
+                Agreement::FirstStage => &["phonemes"],
+                Agreement::Confirmed => &["phonemes", "recogniser"],
+            };
+            tracing::warn!(phrase, score, level_dbfs, ?stages, "keyphrase detected");
             reporter.happened(Happening::Detected { phrase: phrase.clone(), score, at });
             let model = Model::NAME.to_owned();
             let text = format!("\"{phrase}\" was heard");
-            let heard = Occurrence::KeyphraseDetected { phrase, score, model, level_dbfs };
+            let heard = Occurrence::KeyphraseDetected { phrase, score, model, level_dbfs, stages };
             match self.alarms {
                 Some(alarms) => alarms.trigger_blocking(&heard, Kind::Keyphrase, text)?,
                 None => reporter.report_blocking(&heard)?,

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::{Failure, exit};
 use crate::audio::SAMPLE_RATE_HZ;
 use crate::driver::audio_file::AudioFile;
-use crate::driver::models;
+use crate::driver::{models, recogniser};
 use crate::voice::{Detection, Detector, Model, OperatingPoint, ScorePoint, Settings};
 use eval::Evaluation;
 
@@ -28,6 +28,10 @@ pub struct Args {
     /// How readily it speaks up: sensitive, balanced or quiet
     #[arg(long, default_value = "balanced")]
     point: OperatingPoint,
+    /// Whether a recogniser is asked about what the detector is not sure of: auto (where it is
+    /// installed), off, recogniser (an error where it is not)
+    #[arg(long, default_value = "auto", value_parser = ["auto", "off", "recogniser"])]
+    confirm: String,
     /// Directory of the voice models, searched before HARK_MODELS, /usr/share/hark/models and ./models
     #[arg(long, value_name = "DIR")]
     models: Option<PathBuf>,
@@ -70,7 +74,12 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<(), Failure> {
     let model = Arc::new(models::load(&search).map_err(|error| io(&error))?);
     let threshold = args.threshold.unwrap_or_else(|| args.point.threshold());
     let settings = Settings { threshold, ..Settings::default() };
-    let mut run = Run { model, settings, scores: None };
+    let recogniser = match args.confirm.as_str() {
+        "off" => None,
+        "recogniser" => Some(recogniser::load(&search).map_err(|error| io(&error))?),
+        _ => recogniser::load(&search).ok(),
+    };
+    let mut run = Run { model, settings, recogniser, scores: None };
     if let Some(path) = &args.scores {
         run.scores = Some(Scores::create(path).map_err(|error| io(&error))?);
     }
@@ -136,6 +145,7 @@ impl Stop {
 struct Run {
     model: Arc<Model>,
     settings: Settings,
+    recogniser: Option<recogniser::Handle>,
     scores: Option<Scores>,
 }
 
@@ -150,6 +160,9 @@ impl Run {
         let output = |error| Stop::Output(format!("write standard output: {error}"));
         let mut detector = Detector::new(Arc::clone(&self.model), &self.settings)
             .map_err(|error| problem(&error))?;
+        if let Some(recogniser) = &self.recogniser {
+            detector.confirm_with(recogniser.connect(), true);
+        }
         if self.scores.is_some() {
             detector.keep_scores();
         }
@@ -243,6 +256,7 @@ fn write_line(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::voice::Agreement;
     use std::time::Duration;
 
     fn line(json: bool) -> String {
@@ -251,6 +265,7 @@ mod tests {
             score: 0.750_04,
             at: Duration::from_millis(12_340),
             level_dbfs: -20.4,
+            agreement: Agreement::FirstStage,
         };
         let mut out = Vec::new();
         write_line(json, Path::new("a \"b\".wav"), &detection, &mut out).unwrap();

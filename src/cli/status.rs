@@ -64,6 +64,7 @@ fn describe(status: &Value) -> String {
             let (now, floor) = (level(&audio["level_dbfs"]), level(&audio["noise_floor_dbfs"]));
             let (input, heard) = (text(&audio["input"]), count(&audio["detections"]));
             line("audio", format!("{input}: {now}, noise floor {floor}, {heard} keyphrases heard"));
+            line("", format!("second stage {}", text(&audio["confirmer"])));
         }
     }
     let ready = if yes(&status["ready"]) { "a cry would be heard and told" } else { "NOT READY" };
@@ -94,8 +95,9 @@ mod tests {
     #[test]
     fn every_part_has_its_line_and_faults_come_last() {
         let text = describe(&Status::example().to_value());
-        let last = text.lines().last().unwrap();
-        assert!(last.starts_with("FAULT     a \"b\""), "{text}");
+        let (ready, fault) =
+            (text.find("\nready").unwrap(), text.find("\nFAULT     a \"b\"").unwrap());
+        assert!(ready < fault, "{text}");
         assert!(text.contains("waiting   1 alert, 2 status, 3 telemetry\n"), "{text}");
         assert!(text.contains("NOT CONNECTED"), "{text}");
         assert!(text.contains("-42 dBFS") || text.contains("-41 dBFS"), "{text}");

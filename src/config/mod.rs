@@ -96,6 +96,19 @@ pub struct Voice {
     pub models: PathBuf,
     /// For how long a phrase that was heard is not reported again.
     pub cooldown: Duration,
+    /// Whether a recogniser is asked about what the detector is not sure of.
+    pub confirm: Confirm,
+}
+
+/// `voice.confirm`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Confirm {
+    /// Where the recogniser is installed.
+    Auto,
+    /// Never.
+    Off,
+    /// The agent does not start without it.
+    Recogniser,
 }
 
 /// What is listened for.
@@ -341,22 +354,15 @@ fn voice(mut section: Section<'_>) -> Voice {
         Some(threshold) => Sensitivity::Threshold(threshold as f32),
         None => Sensitivity::Point(point),
     };
-    section.checked(
+    let confirm = section.choice(
         "confirm",
-        (),
-        |text| match text {
-            "auto" | "off" => Ok(()),
-            "recogniser" => {
-                Err("is `recogniser`, which this version does not have; \"auto\" or \"off\"".into())
-            }
-            other => Err(format!("is `{other}`; one of: auto, off")),
-        },
-        |()| reader::quoted("auto"),
+        Confirm::Auto,
+        &[("auto", Confirm::Auto), ("off", Confirm::Off), ("recogniser", Confirm::Recogniser)],
     );
     let models = section.text("models", "/usr/share/hark/models").into();
     let cooldown = section.duration("cooldown", Duration::from_secs(5), Duration::ZERO);
     section.finish();
-    Voice { keyphrases, sensitivity, models, cooldown }
+    Voice { keyphrases, sensitivity, models, cooldown, confirm }
 }
 
 fn keyphrases(section: &mut Section<'_>) -> Vec<Keyphrase> {

@@ -51,7 +51,6 @@ fn what_this_version_cannot_honour_is_refused_and_not_ignored() {
     for text in [
         "[[sensor]]\nname = \"t\"\n",
         "[uplink]\nmode = \"binary\"\nprotocol = \"3.1.1\"\n",
-        "[voice]\nconfirm = \"recogniser\"\n",
         "[ops]\nlisten = \"localhost\"\n",
     ] {
         assert_eq!(problems(text).len(), 1, "{text}: {:?}", problems(text));

@@ -28,8 +28,9 @@ pub const STALE_AFTER: Duration = Duration::from_secs(2);
 
 /// Sound that the ring holds: longer than the detector is ever busy with one window, on any board.
 const RING: Duration = Duration::from_secs(4);
-/// How often [`AudioStream::read_within`] looks into the ring.
-const POLL: Duration = Duration::from_millis(20);
+/// How often [`AudioStream::read_within`] looks into the ring: once a block of the gate. Waking up costs
+/// more than what a block holds, and nothing is decided about less than a block.
+const POLL: Duration = Duration::from_millis(100);
 
 /// Why there is no sound.
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +153,7 @@ pub(super) enum Source {
 
 /// A source of sound, seen from the thread that listens.
 ///
-/// Dropping it ends the source; that of a file within some 20 ms.
+/// Dropping it ends the source; that of a file within some 100 ms.
 pub struct AudioStream {
     consumer: Consumer<f32>,
     converter: Converter,
@@ -261,7 +262,7 @@ impl Drop for AudioStream {
         let stale = self.is_stale(self.clock.now());
         match &mut self.source {
             Source::Player(thread) => {
-                // It looks at `stop` every 20 ms. A panic in it has been printed already.
+                // It looks at `stop` every 100 ms. A panic in it has been printed already.
                 let _ = thread.take().map(std::thread::JoinHandle::join);
             }
             Source::Device(stream) if stale => close_aside(stream.take()),

@@ -20,6 +20,7 @@ pub mod outbox_offline;
 pub mod outbox_open;
 pub mod outbox_renew;
 pub mod outbox_writer;
+pub mod recogniser;
 pub mod sled_store;
 pub mod sys;
 pub mod tone;

@@ -12,8 +12,8 @@ use super::audio_stream::{AudioStream, Feed, Source, StreamError};
 use crate::audio::{Format, SAMPLE_RATE_HZ};
 use crate::clock::Clock;
 
-/// How much is played at a time.
-const STEP: Duration = Duration::from_millis(20);
+/// How much is played at a time: as much as a listener takes at a time.
+const STEP: Duration = Duration::from_millis(100);
 /// A step that comes later than this is not made up for: the machine slept, and a second of sound
 /// pushed in one go would be no real time any more.
 const MOST_BEHIND: Duration = Duration::from_secs(1);

@@ -23,6 +23,8 @@ pub enum Occurrence {
         model: String,
         /// Loudness of the phrase, dBFS.
         level_dbfs: f32,
+        /// Which stages heard it: `phonemes`, `recogniser`.
+        stages: &'static [&'static str],
     },
     /// The agent began to work.
     SessionStarted {
@@ -196,7 +198,7 @@ struct Description {
 impl Occurrence {
     fn describe(&self) -> Description {
         match self {
-            Self::KeyphraseDetected { phrase, score, model, level_dbfs } => Description::new(
+            Self::KeyphraseDetected { phrase, score, model, level_dbfs, stages } => Description::new(
                 "voice.keyphrase.detected",
                 Lane::Alert,
                 "WARN",
@@ -206,6 +208,7 @@ impl Occurrence {
                     "score": rounded(*score),
                     "model": model,
                     "level_dbfs": rounded(*level_dbfs),
+                    "stages": stages,
                 }),
             ),
             Self::SessionStarted { boot_id, version } => Description::new(
@@ -402,6 +405,7 @@ mod tests {
                 score: 0.91,
                 model: text(),
                 level_dbfs: -20.0,
+                stages: &["phonemes"],
             },
             Occurrence::SessionStarted { boot_id: text(), version: text() },
             Occurrence::SessionStopped { reason: text() },
@@ -445,7 +449,7 @@ mod tests {
             text,
             r#"{"specversion":"1.0","id":"018bcfe5-6800-7"#.to_owned()
                 + &text[r#"{"specversion":"1.0","id":"018bcfe5-6800-7"#.len()..][..21]
-                + r#"","source":"urn:hark:device:flat-12","type":"io.hark.voice.keyphrase.detected","clock":"unsynced","datacontenttype":"application/json","dataschema":"urn:hark:schema:voice.keyphrase.detected:1","severitytext":"WARN","time":"2023-11-14T22:13:20.000Z","data":{"level_dbfs":-20.0,"model":"x","phrase":"help me","score":0.91}}"#
+                + r#"","source":"urn:hark:device:flat-12","type":"io.hark.voice.keyphrase.detected","clock":"unsynced","datacontenttype":"application/json","dataschema":"urn:hark:schema:voice.keyphrase.detected:1","severitytext":"WARN","time":"2023-11-14T22:13:20.000Z","data":{"level_dbfs":-20.0,"model":"x","phrase":"help me","score":0.91,"stages":["phonemes"]}}"#
         );
     }
 

@@ -42,7 +42,11 @@ impl Decision {
         Self { threshold, cooldown, last: None, faint: Vec::with_capacity(REMEMBERED + 1) }
     }
 
-    /// The lowest score that [`Decision::hear`] wants to know of.
+    pub(super) fn threshold(&self) -> f32 {
+        self.threshold
+    }
+
+    /// The lowest score that [`Decision::weigh`] wants to know of.
     pub(super) fn lowest(&self) -> f32 {
         self.threshold * FAINT
     }
@@ -52,17 +56,26 @@ impl Decision {
         score >= self.threshold
     }
 
-    /// Takes a hit that ends `at`; `cry` is the same number for phrases that are one cry ("help"
-    /// and "help me"). Returns the score to report, `None` where there is nothing to report.
-    pub(super) fn hear(&mut self, cry: usize, at: Duration, score: f32) -> Option<f32> {
+    /// Whether a hit that ends `at` is too close to the last that was reported.
+    pub(super) fn is_cooling_down(&self, at: Duration) -> bool {
         let quiet_for = self.cooldown.max(SAME_UTTERANCE);
-        if self.last.is_some_and(|last| at.abs_diff(last) < quiet_for) {
+        self.last.is_some_and(|last| at.abs_diff(last) < quiet_for)
+    }
+
+    /// Takes a hit that ends `at`; `cry` is the same number for phrases that are one cry ("help"
+    /// and "help me"). Returns its score, together with a repetition where it needs one, `None` where
+    /// there is nothing to report.
+    pub(super) fn weigh(&mut self, cry: usize, at: Duration, score: f32) -> Option<f32> {
+        if self.is_cooling_down(at) {
             return None;
         }
-        let score = if self.is_sure(score) { score } else { self.repeated(cry, at, score)? };
+        if self.is_sure(score) { Some(score) } else { self.repeated(cry, at, score) }
+    }
+
+    /// What ends `at` is reported, and others are suppressed for a while.
+    pub(super) fn reported(&mut self, at: Duration) {
         self.last = Some(at);
         self.faint.clear();
-        Some(score)
     }
 
     /// The score of a faint hit together with its best repetition, if that is enough; else it is
@@ -98,6 +111,14 @@ mod tests {
 
     fn decision() -> Decision {
         Decision::new(0.6, Duration::from_secs(5))
+    }
+
+    impl Decision {
+        fn hear(&mut self, cry: usize, at: Duration, score: f32) -> Option<f32> {
+            let weighed = self.weigh(cry, at, score)?;
+            self.reported(at);
+            Some(weighed)
+        }
     }
 
     fn ms(ms: u64) -> Duration {

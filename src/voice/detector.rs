@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::confirm::{Agreement, Confirmer, Recogniser};
 use super::decision::Decision;
 use super::gate::Gate;
 use super::lattice::{self, Fit, Frames, Pattern};
 use super::model::{FRAME_SAMPLES, Model, WINDOW_FRAMES};
 use super::phoneme::Transcription;
 use super::{
-    Detection, HOP_SAMPLES, Keyphrase, MARGIN_FRAMES, MAX_PHONEMES, MIN_PHONEMES, Settings,
-    VoiceError, WINDOW_SAMPLES,
+    Detection, HOP_SAMPLES, Keyphrase, MARGIN_FRAMES, MAX_PHONEMES, MIN_PHONEMES, QUIET_BLOCKS,
+    QUIET_MARGIN_FRAMES, Settings, VoiceError, WINDOW_SAMPLES,
 };
 use crate::audio::{Meter, SAMPLE_RATE_HZ, rms_dbfs};
 
@@ -41,6 +42,8 @@ struct Prepared {
     text: String,
     /// The same for phrases of which one contains the other: the lowest of their numbers.
     cry: usize,
+    /// That a recogniser is asked for.
+    word: Option<&'static str>,
     pattern: Pattern,
 }
 
@@ -64,7 +67,8 @@ impl Prepared {
         };
         let gaps = (1..count).map(gap).collect();
         let max_frames = (FRAMES_PER_PHONEME * count).max(MIN_MAX_FRAMES);
-        Ok(Self { text, cry: 0, pattern: Pattern { phonemes, gaps, max_frames } })
+        let pattern = Pattern { phonemes, gaps, max_frames };
+        Ok(Self { text, cry: 0, word: keyphrase.word, pattern })
     }
 
     fn all(keyphrases: &[Keyphrase], model: &Model) -> Result<Vec<Self>, VoiceError> {
@@ -111,6 +115,7 @@ pub struct Detector {
     model: Arc<Model>,
     phrases: Vec<Prepared>,
     decision: Decision,
+    confirmer: Option<Confirmer>,
     gate: Gate,
     /// The last 3 s at most; the newest sample stands last.
     sound: Vec<f32>,
@@ -155,6 +160,7 @@ impl Detector {
             phrases: Prepared::all(&settings.keyphrases, &model)?,
             model,
             decision: Decision::new(settings.threshold, settings.cooldown),
+            confirmer: None,
             gate: Gate::new(),
             sound: Vec::with_capacity(WINDOW_SAMPLES + Meter::BLOCK),
             active: Vec::with_capacity(WINDOW_BLOCKS + 1),
@@ -163,6 +169,12 @@ impl Detector {
             scores: None,
             scored_until: Duration::ZERO,
         })
+    }
+
+    /// From now on asks `recogniser` about hits that are not certain: see `confirm.rs`. `patient`: its
+    /// answers are waited for, which is for files; a microphone does not wait.
+    pub fn confirm_with(&mut self, recogniser: Box<dyn Recogniser>, patient: bool) {
+        self.confirmer = Some(Confirmer::new(recogniser, self.decision.threshold(), patient));
     }
 
     /// From now on keeps the scores over time, to be fetched with [`Detector::take_scores`] after
@@ -192,7 +204,10 @@ impl Detector {
             self.take(piece);
             if self.position.is_multiple_of(HOP_SAMPLES as u64) {
                 self.look(MARGIN_FRAMES, &mut detections)?;
+            } else if self.fell_silent() {
+                self.look(QUIET_MARGIN_FRAMES, &mut detections)?;
             }
+            self.settle(false, &mut detections);
         }
         Ok(detections)
     }
@@ -211,6 +226,7 @@ impl Detector {
             detections.extend(self.push(&silence)?);
         }
         self.look(0, &mut detections)?;
+        self.settle(true, &mut detections);
         Ok(detections)
     }
 
@@ -233,6 +249,14 @@ impl Detector {
         }
     }
 
+    /// Whether somebody spoke and the block that ends here is the one by which silence is certain.
+    fn fell_silent(&self) -> bool {
+        let whole = self.position.is_multiple_of(Meter::BLOCK as u64);
+        let before = self.active.len().checked_sub(QUIET_BLOCKS + 1);
+        let tail = before.and_then(|before| self.active.get(before..));
+        whole && tail.is_some_and(|tail| tail[0] && !tail[1..].contains(&true))
+    }
+
     /// Searches the window that ends here. Nothing that ends within the last `margin` frames is
     /// reported.
     fn look(&mut self, margin: usize, detections: &mut Vec<Detection>) -> Result<(), VoiceError> {
@@ -240,16 +264,37 @@ impl Detector {
             return Ok(());
         }
         self.windows_run += 1;
-        let log_probs = self.model.log_probs(leveled(&self.sound))?;
+        let window = leveled(&self.sound);
+        let log_probs = self.model.log_probs(window.clone())?;
         let frames = Frames::new(&log_probs, self.model.inventory().len());
         self.score_points(frames, margin);
         let sure = |c: &Candidate| self.decision.is_sure(self.phrases[c.phrase].score(c.fit));
         for candidate in best_of_overlapping(self.candidates(frames), &self.phrases, sure) {
             if candidate.fit.end + margin < WINDOW_FRAMES {
-                self.report(candidate, detections);
+                self.weigh(candidate, &window, detections);
             }
         }
         Ok(())
+    }
+
+    /// Reports what the second stage has decided; `ended`: the stream is over.
+    fn settle(&mut self, ended: bool, detections: &mut Vec<Detection>) {
+        let Some(confirmer) = &mut self.confirmer else { return };
+        if !confirmer.is_waiting() {
+            return;
+        }
+        for detection in confirmer.decided(time_of(self.position), ended) {
+            if !self.decision.is_cooling_down(detection.at) {
+                self.decision.reported(detection.at);
+                detections.push(detection);
+            }
+        }
+    }
+
+    /// The lowest score that matters.
+    fn lowest(&self) -> f32 {
+        let asked = self.confirmer.as_ref().map_or(1.0, Confirmer::lowest);
+        self.decision.lowest().min(asked)
     }
 
     /// Adds the points of the hop that no later window shows further from its end.
@@ -279,25 +324,48 @@ impl Detector {
     fn candidates(&self, frames: Frames<'_>) -> Vec<Candidate> {
         let mut candidates = Vec::new();
         for (phrase, prepared) in self.phrases.iter().enumerate() {
-            let at_least = prepared.log_ratio(self.decision.lowest());
+            let at_least = prepared.log_ratio(self.lowest());
             let fits = lattice::separate_fits(&prepared.pattern, frames, at_least);
             candidates.extend(fits.into_iter().map(|fit| Candidate { phrase, fit }));
         }
         candidates
     }
 
-    /// Reports a candidate of the window that ends here, if the decision is for it.
-    fn report(&mut self, Candidate { phrase, fit }: Candidate, detections: &mut Vec<Detection>) {
+    /// Reports a candidate of the window that ends here, if the decision is for it, or asks about it.
+    fn weigh(
+        &mut self,
+        Candidate { phrase, fit }: Candidate,
+        window: &[f32],
+        detections: &mut Vec<Detection>,
+    ) {
         // Where the frame after the phrase begins, in samples before the end of the window.
         let before_end = WINDOW_SAMPLES.saturating_sub((fit.end + 1) * FRAME_SAMPLES);
         let at = time_of(self.position.saturating_sub(before_end as u64));
         let prepared = &self.phrases[phrase];
-        let Some(score) = self.decision.hear(prepared.cry, at, prepared.score(fit)) else { return };
+        let score = prepared.score(fit);
+        let weighed = self.decision.weigh(prepared.cry, at, score);
         let length = (fit.end + 1 - fit.start) * FRAME_SAMPLES;
         let end = self.sound.len().saturating_sub(before_end);
         let said = &self.sound[end.saturating_sub(length)..end];
-        let (phrase, level_dbfs) = (prepared.text.clone(), rms_dbfs(said));
-        detections.push(Detection { phrase, score, at, level_dbfs });
+        let detection = Detection {
+            phrase: prepared.text.clone(),
+            score: weighed.unwrap_or(score),
+            at,
+            level_dbfs: rms_dbfs(said),
+            agreement: Agreement::FirstStage,
+        };
+        match (&mut self.confirmer, prepared.word) {
+            (Some(confirmer), Some(word))
+                if confirmer.is_doubtful(detection.score) && !self.decision.is_cooling_down(at) =>
+            {
+                confirmer.doubt(detection, word, time_of(self.position), window);
+            }
+            _ if weighed.is_some() => {
+                self.decision.reported(at);
+                detections.push(detection);
+            }
+            _ => {}
+        }
     }
 }
 
@@ -366,7 +434,7 @@ mod tests {
             gaps: vec![vec![0]; phonemes - 1],
             max_frames: 50,
         };
-        Prepared { text: text.to_owned(), cry: 0, pattern }
+        Prepared { text: text.to_owned(), cry: 0, word: None, pattern }
     }
 
     fn candidate(phrase: usize, start: usize, end: usize, log_ratio: f32) -> Candidate {

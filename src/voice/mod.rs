@@ -9,7 +9,7 @@
 //! # Terms
 //!
 //! - *frame*: 20 ms, one output of the model. *Window*: 3 s of sound, one run of the model. *Hop*:
-//!   1 s, from one window to the next.
+//!   0.5 s, from one window to the next.
 //! - *token*: a phoneme, a word boundary or *blank*; CTC explains blanks in `lattice.rs`.
 //! - *log ratio*: how much worse the phrase explains its frames than the best tokens do; ≤ 0.
 //! - *score*: [`Detection::score`], the log ratio made comparable between phrases:
@@ -27,20 +27,22 @@
 //!
 //! ```text
 //! window k     |······ 3 s ·······························|
-//! window k+1            |······································|
-//! phrase                            [help]                        ends in window k, 0.3 s before its end
-//!              |<──────── may end here ───────>|<─ 0.5 s ─>|
+//! window k+1        |······································|····|
+//! phrase                            [help]                        ends in window k, 0.4 s before its end
+//!              |<────────── may end here ──────────>|<─ 0.4 s ─>|
 //! ```
 //!
 //! Each window is leveled, run through the model, and searched for every phrase as a whole. A
-//! phrase is reported from the first window in which it ends at least half a second before
-//! the window's end: the model needs to hear on to be sure, and "help" needs to wait whether it
-//! becomes "help me". A detection therefore comes 0.5 to 1.5 s after the end of the phrase, and
-//! each phrase is looked at in two or three windows, in different surroundings: a chance that is
-//! worth having, since the model hears the same word differently from one position to another.
+//! phrase is reported from the first window in which it ends at least 0.4 s before the window's end:
+//! the model needs to hear on to be sure, and "help" needs to wait whether it becomes "help me".
+//! One more window is looked at when somebody falls silent, 0.2 s after their last sound, where
+//! there is nothing more to wait for: a cry on its own is reported then. In the midst of talk or
+//! noise a detection comes 0.4 to 0.9 s after the end of the phrase. Each phrase is looked at in
+//! four or five windows, in different surroundings: a chance that is worth having, since the model
+//! hears the same word differently from one position to another.
 //!
-//! Windows stand at multiples of the hop, counted from the start of the stream, so what is
-//! detected does not depend on the sizes of the pieces in which the sound comes.
+//! Windows stand at multiples of the hop, counted from the start of the stream, and where blocks of
+//! it are silent, so what is detected does not depend on the sizes of the pieces in which it comes.
 //!
 //! # Invariants
 //!
@@ -50,9 +52,10 @@
 //!
 //! # Absent
 //!
-//! Training, adaptation to a speaker, and a second stage that confirms. Audio is never kept beyond
-//! the window and never leaves this module.
+//! Training, and adaptation to a speaker. Audio is never kept beyond the window; none leaves this module
+//! but the window that a [`Recogniser`] is asked about, which forgets it too.
 
+mod confirm;
 mod decision;
 mod detector;
 mod gate;
@@ -62,6 +65,7 @@ mod phoneme;
 
 use std::time::Duration;
 
+pub use confirm::{Agreement, Recogniser};
 pub use detector::{Detector, ScorePoint};
 pub use model::Model;
 
@@ -70,10 +74,14 @@ use crate::audio::SAMPLE_RATE_HZ;
 /// A window of 3 s: "somebody help me please" fits, and the model heard whole sentences of about
 /// this length when it was trained.
 const WINDOW_SAMPLES: usize = 3 * SAMPLE_RATE_HZ as usize;
-/// 1 s. Measured in `docs/voice.md`: half of it finds no more, and costs twice as much.
-const HOP_SAMPLES: usize = SAMPLE_RATE_HZ as usize;
-/// 0.5 s at the end of a window in which no phrase may end.
-const MARGIN_FRAMES: usize = 25;
+/// 0.5 s: a cry in the middle of talk is reported within 0.9 s, and looked at in four or five windows.
+const HOP_SAMPLES: usize = SAMPLE_RATE_HZ as usize / 2;
+/// 0.4 s at the end of a window in which no phrase may end.
+const MARGIN_FRAMES: usize = 20;
+/// So many blocks of 100 ms below the gate are the end of what somebody said.
+const QUIET_BLOCKS: usize = 2;
+/// 0.2 s: in a window that ends in silence nothing more is to be waited for.
+const QUIET_MARGIN_FRAMES: usize = 10;
 
 /// Why there can be no detector.
 #[derive(Debug, thiserror::Error)]
@@ -119,15 +127,17 @@ const MAX_PHONEMES: usize = 16;
 /// The phrases whose pronunciation is built in. In "hilfe" the vowel is closer to a German short
 /// `ɪ` than what the model heard as `ɪ` in English, hence `i` beside it; its last vowel is heard as
 /// `ɝ` as often as `ə`.
-const BUILTIN: &[(&str, &str)] = &[
-    ("help", "h ɛ l p"),
-    ("help me", "h ɛ l p | m i"),
-    ("hilfe", "h ɪ/i l f ə/ɝ"),
-    ("zu hilfe", "ts u | h ɪ/i l f ə/ɝ"),
+///
+/// The third column is the word that a recogniser is asked for: it knows English only.
+const BUILTIN: &[(&str, &str, Option<&str>)] = &[
+    ("help", "h ɛ l p", Some("help")),
+    ("help me", "h ɛ l p | m i", Some("help")),
+    ("hilfe", "h ɪ/i l f ə/ɝ", None),
+    ("zu hilfe", "ts u | h ɪ/i l f ə/ɝ", None),
 ];
 
 fn builtin_list() -> String {
-    let quoted: Vec<String> = BUILTIN.iter().map(|(text, _)| format!("\"{text}\"")).collect();
+    let quoted: Vec<String> = BUILTIN.iter().map(|(text, ..)| format!("\"{text}\"")).collect();
     quoted.join(", ")
 }
 
@@ -136,6 +146,8 @@ fn builtin_list() -> String {
 pub struct Keyphrase {
     text: String,
     phonemes: String,
+    /// What a recogniser would write, where it knows the language.
+    word: Option<&'static str>,
 }
 
 impl Keyphrase {
@@ -145,22 +157,22 @@ impl Keyphrase {
     /// [`VoiceError::NotBuiltIn`]: it is not; use [`Keyphrase::new`].
     pub fn builtin(text: &str) -> Result<Self, VoiceError> {
         let wanted = text.trim().to_lowercase();
-        let found = BUILTIN.iter().find(|(builtin, _)| *builtin == wanted);
-        found
-            .map(|(text, phonemes)| Self::new(*text, *phonemes))
+        let mut all = Self::all_builtin().into_iter();
+        all.find(|phrase| phrase.text == wanted)
             .ok_or_else(|| VoiceError::NotBuiltIn(text.to_owned()))
     }
 
     /// All phrases that are built in.
     pub fn all_builtin() -> Vec<Self> {
-        BUILTIN.iter().map(|(text, phonemes)| Self::new(*text, *phonemes)).collect()
+        let all = BUILTIN.iter();
+        all.map(|&(text, phonemes, word)| Self { word, ..Self::new(text, phonemes) }).collect()
     }
 
     /// Any phrase by its phonemes: IPA, separated by spaces, for example `ts uː h ɪ l f ə`; `ɪ/i`
     /// is one or the other, `|` where a word ends. They are checked against the model by
     /// [`Detector::new`].
     pub fn new(text: impl Into<String>, phonemes: impl Into<String>) -> Self {
-        Self { text: text.into(), phonemes: phonemes.into() }
+        Self { text: text.into(), phonemes: phonemes.into(), word: None }
     }
 
     /// The phrase as an event names it.
@@ -195,8 +207,8 @@ impl OperatingPoint {
     pub fn threshold(self) -> f32 {
         match self {
             Self::Sensitive => 0.44,
-            Self::Balanced => 0.62,
-            Self::Quiet => 0.85,
+            Self::Balanced => 0.53,
+            Self::Quiet => 0.7,
         }
     }
 
@@ -254,6 +266,8 @@ pub struct Detection {
     pub at: Duration,
     /// How loud the phrase was, in dBFS.
     pub level_dbfs: f32,
+    /// Which stages heard it.
+    pub agreement: Agreement,
 }
 
 #[cfg(test)]

@@ -1,0 +1,303 @@
+//! The second stage's recogniser: Moonshine tiny, English, through ONNX Runtime.
+//!
+//! Both are heavy (a library of 22 MB, weights of 44 MB, some 120 MB of memory) and come from a
+//! package (`scripts/fetch-models --recogniser`), so a device may do without. The library is loaded
+//! while the program runs; nothing of it is linked.
+//!
+//! ```text
+//! detector's thread ── ask ──► queue of 2 ──► this thread: encoder, then decoder, a token at a time
+//!                 ◄── answers ──────────────┘
+//! ```
+//!
+//! What it writes down is handed to the detector, compared and forgotten: no text leaves the
+//! process, and none is logged.
+//!
+//! Source of the network's inputs and outputs: the files themselves; `tokenizer.bin` is a row of
+//! tokens, each with its length in one byte, or two from 128 on.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::time::Duration;
+
+use ort::memory::Allocator;
+use ort::session::{Session, SessionInputValue};
+use ort::value::Tensor;
+
+use crate::audio::SAMPLE_RATE_HZ;
+use crate::voice::Recogniser;
+
+/// The package and its version: the directory that the files stand in.
+pub const NAME: &str = "moonshine-voice-0.0.73";
+
+const LIBRARY: &str = "libonnxruntime.so";
+const ENCODER: &str = "encoder_model.ort";
+const DECODER: &str = "decoder_model_merged.ort";
+const TOKENS: &str = "tokenizer.bin";
+
+/// Questions that may wait; more come only if the machine is too slow for them, and are lost.
+const QUEUE: usize = 2;
+/// Tokens a second that anybody speaks.
+const TOKENS_PER_SECOND: f32 = 6.5;
+/// The longest that anybody who waits for an answer waits: a slow board takes a second.
+const LONGEST: Duration = Duration::from_secs(30);
+const BEGIN: i64 = 1;
+const END: i64 = 2;
+/// Shape of the decoder's memory: heads, size of one.
+const HEADS: i64 = 8;
+const HEAD_SIZE: i64 = 36;
+
+/// Why there is no recogniser.
+#[derive(Debug, thiserror::Error)]
+pub enum RecogniserError {
+    /// None of the places has it.
+    #[error(
+        "no recogniser {NAME} in {searched}: run scripts/fetch-models --recogniser, or set voice.confirm to \"off\""
+    )]
+    Missing {
+        /// The directories that were searched, separated by commas.
+        searched: String,
+    },
+    /// It is there and cannot be used.
+    #[error("recogniser {directory}: {problem}: run scripts/fetch-models --recogniser again")]
+    Unusable {
+        /// Where it was found.
+        directory: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+/// Loads it from the first directory of `search_path` that has one, on a thread of its own, and has
+/// it write down a second of silence. Blocks for up to a second.
+///
+/// # Errors
+/// [`RecogniserError`]: each says what to do.
+pub fn load(search_path: &[PathBuf]) -> Result<Handle, RecogniserError> {
+    let places = search_path.iter().flat_map(|place| [place.join(NAME), place.clone()]);
+    let Some(directory) = places.into_iter().find(|place| place.join(ENCODER).exists()) else {
+        let searched: Vec<String> = search_path.iter().map(|p| p.display().to_string()).collect();
+        return Err(RecogniserError::Missing { searched: searched.join(", ") });
+    };
+    let unusable =
+        |problem: String| RecogniserError::Unusable { directory: directory.clone(), problem };
+    let (questions, to_answer) = sync_channel(QUEUE);
+    let (ready, loaded) = channel();
+    let from = directory.clone();
+    std::thread::Builder::new()
+        .name("hark-recogniser".to_owned())
+        .spawn(move || serve(&from, &ready, &to_answer))
+        .map_err(|error| unusable(error.to_string()))?;
+    match loaded.recv() {
+        Ok(Ok(())) => Ok(Handle(questions)),
+        Ok(Err(problem)) => Err(unusable(problem)),
+        Err(_) => Err(unusable("its thread ended".to_owned())),
+    }
+}
+
+/// The recogniser's thread, for any number of detectors. Cheap to clone; the thread ends with the last.
+#[derive(Debug, Clone)]
+pub struct Handle(SyncSender<Question>);
+
+impl Handle {
+    /// What a detector asks.
+    pub fn connect(&self) -> Box<dyn Recogniser> {
+        let (answer, answers) = channel();
+        Box::new(Asked { questions: self.0.clone(), answer, answers })
+    }
+}
+
+type Answer = (u64, Option<String>);
+
+#[derive(Debug)]
+struct Question {
+    number: u64,
+    window: Vec<f32>,
+    answer: Sender<Answer>,
+}
+
+/// A detector's side.
+#[derive(Debug)]
+struct Asked {
+    questions: SyncSender<Question>,
+    answer: Sender<Answer>,
+    answers: Receiver<Answer>,
+}
+
+impl Recogniser for Asked {
+    fn ask(&mut self, number: u64, window: Vec<f32>, wait: bool) -> bool {
+        let question = Question { number, window, answer: self.answer.clone() };
+        match wait {
+            true => self.questions.send(question).is_ok(),
+            false => self.questions.try_send(question).is_ok(),
+        }
+    }
+
+    fn answers(&mut self, wait: bool) -> Vec<Answer> {
+        let first = if wait { self.answers.recv_timeout(LONGEST).ok() } else { None };
+        first.into_iter().chain(self.answers.try_iter()).collect()
+    }
+}
+
+/// Ends when nobody asks any more.
+fn serve(directory: &Path, ready: &Sender<Result<(), String>>, questions: &Receiver<Question>) {
+    // The crate panics where the library cannot be loaded.
+    let opened = catch_unwind(AssertUnwindSafe(|| Moonshine::open(directory)));
+    let opened = opened.unwrap_or_else(|_| Err("the library cannot be loaded".to_owned()));
+    let mut moonshine = match opened {
+        Ok(moonshine) => moonshine,
+        Err(problem) => return drop(ready.send(Err(problem))),
+    };
+    if ready.send(Ok(())).is_err() {
+        return;
+    }
+    for Question { number, window, answer } in questions {
+        let words = moonshine.words(&window);
+        if let Err(error) = &words {
+            tracing::warn!("the recogniser failed: {error}");
+        }
+        // Whoever asked may be gone.
+        let _ = answer.send((number, words.ok()));
+    }
+}
+
+struct Moonshine {
+    encoder: Session,
+    decoder: Session,
+    tokens: Vec<Vec<u8>>,
+}
+
+impl Moonshine {
+    fn open(directory: &Path) -> Result<Self, String> {
+        let failed = |error: ort::Error| error.to_string();
+        let library = directory.join(LIBRARY);
+        let library = library.canonicalize().map_err(|e| format!("{LIBRARY}: {e}"))?;
+        ort::init_from(library.display()).with_telemetry(false).commit().map_err(failed)?;
+        let session = |file: &str| {
+            // One thread, as the detector: the device has other things to do.
+            Session::builder()?.with_intra_threads(1)?.commit_from_file(directory.join(file))
+        };
+        let tokens = std::fs::read(directory.join(TOKENS)).map_err(|e| format!("{TOKENS}: {e}"))?;
+        let mut moonshine = Self {
+            encoder: session(ENCODER).map_err(failed)?,
+            decoder: session(DECODER).map_err(failed)?,
+            tokens: split(&tokens).ok_or_else(|| format!("{TOKENS} is cut short"))?,
+        };
+        moonshine.words(&vec![0.0; SAMPLE_RATE_HZ as usize]).map_err(failed)?;
+        Ok(moonshine)
+    }
+
+    /// What is said in `sound`, in lower case.
+    fn words(&mut self, sound: &[f32]) -> ort::Result<String> {
+        let samples = sound.len();
+        let mask = Tensor::from_array(([1, samples], vec![1i64; samples]))?;
+        let input = Tensor::from_array(([1, samples], sound.to_vec()))?;
+        let heard = self
+            .encoder
+            .run(ort::inputs!["input_values" => input, "attention_mask" => mask.clone()])?;
+        let (shape, values) = heard[0].try_extract_tensor::<f32>()?;
+        let heard = Tensor::from_array((shape.to_vec(), values.to_vec()))?;
+        let at_most =
+            (samples as f32 / SAMPLE_RATE_HZ as f32 * TOKENS_PER_SECOND).max(8.0) as usize;
+        let (mut token, mut memory, mut said) = (BEGIN, HashMap::new(), Vec::new());
+        for _ in 0..at_most {
+            token = next_token(&mut self.decoder, token, &heard, &mask, &mut memory)?;
+            if token == END {
+                break;
+            }
+            let index = usize::try_from(token).unwrap_or(usize::MAX);
+            said.extend_from_slice(self.tokens.get(index).map_or(&[][..], Vec::as_slice));
+        }
+        Ok(String::from_utf8_lossy(&said).replace('\u{2581}', " ").to_lowercase())
+    }
+}
+
+/// What the decoder remembers of the tokens so far, by the name of its input: shape and values.
+type Memory = HashMap<String, (Vec<i64>, Vec<f32>)>;
+
+fn next_token(
+    decoder: &mut Session,
+    token: i64,
+    heard: &Tensor<f32>,
+    mask: &Tensor<i64>,
+    memory: &mut Memory,
+) -> ort::Result<i64> {
+    let first = memory.is_empty();
+    let names: Vec<String> = decoder.inputs.iter().map(|input| input.name.clone()).collect();
+    let mut inputs: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = Vec::with_capacity(names.len());
+    for name in &names {
+        let value: SessionInputValue<'_> = match name.as_str() {
+            "input_ids" => Tensor::from_array(([1usize, 1], vec![token]))?.into(),
+            "encoder_hidden_states" => heard.view().into(),
+            "encoder_attention_mask" => mask.view().into(),
+            "use_cache_branch" => Tensor::from_array(([1usize], vec![!first]))?.into(),
+            _ => match memory.get(name) {
+                Some((shape, values)) => {
+                    Tensor::from_array((shape.clone(), values.clone()))?.into()
+                }
+                None => Tensor::<f32>::new(&Allocator::default(), [1, HEADS, 0, HEAD_SIZE])?.into(),
+            },
+        };
+        inputs.push((Cow::Borrowed(name), value));
+    }
+    let outputs: Vec<String> = decoder.outputs.iter().map(|output| output.name.clone()).collect();
+    let results = decoder.run(inputs)?;
+    for (number, name) in outputs.iter().enumerate().skip(1) {
+        // What the encoder gave does not change after the first token.
+        if first || name.contains("decoder") {
+            let (shape, values) = results[number].try_extract_tensor::<f32>()?;
+            let kept = (shape.to_vec(), values.to_vec());
+            memory.insert(name.replace("present", "past_key_values"), kept);
+        }
+    }
+    let (_, logits) = results[0].try_extract_tensor::<f32>()?;
+    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+    Ok(best.map_or(END, |(index, _)| index as i64))
+}
+
+/// The tokens of `tokenizer.bin`; `None` where it is cut short.
+fn split(mut file: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let mut tokens = Vec::new();
+    while let Some((&first, mut rest)) = file.split_first() {
+        let mut length = usize::from(first);
+        if length >= 128 {
+            let (&high, after) = rest.split_first()?;
+            length = usize::from(high) * 128 + length - 128;
+            rest = after;
+        }
+        let (token, after) = rest.split_at_checked(length)?;
+        tokens.push(token.to_vec());
+        file = after;
+    }
+    Some(tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absent_recogniser_is_an_error_that_says_how_to_get_it() {
+        let error = load(&[PathBuf::from("/nowhere")]).unwrap_err().to_string();
+        assert!(error.contains("/nowhere") && error.contains("--recogniser"), "{error}");
+    }
+
+    #[test]
+    fn recogniser_without_its_library_is_refused_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join(ENCODER), b"not a model").unwrap();
+        let error = load(&[directory.path().to_owned()]).unwrap_err().to_string();
+        assert!(error.contains(LIBRARY) && error.contains("--recogniser again"), "{error}");
+    }
+
+    #[test]
+    fn tokens_of_every_length_are_read_and_a_file_that_is_cut_short_is_refused() {
+        let mut file = vec![2, b'h', b'e', 0, 130, 1];
+        file.extend([b'x'; 130]);
+        let tokens = split(&file).unwrap();
+        assert_eq!(tokens, [b"he".to_vec(), vec![], vec![b'x'; 130]]);
+        assert_eq!(split(&file[..100]), None);
+    }
+}
