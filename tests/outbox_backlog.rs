@@ -83,11 +83,11 @@ fn opening(device: &Device) -> (Duration, Agent) {
     (begun.elapsed(), agent)
 }
 
-/// The lines of `hark outbox list`, made in at most 64 MiB of memory.
+/// The lines of `hark outbox list`, made in at most 128 MiB of memory, stacks included.
 fn listed(device: &Device) -> usize {
     let binary = hark().get_program().to_owned();
     let mut command = std::process::Command::new("sh");
-    let script = "ulimit -d 65536 && exec \"$0\" outbox list --json --config \"$1\"";
+    let script = "ulimit -d 131072 && exec \"$0\" outbox list --json --config \"$1\"";
     command.args(["-c", script]).arg(binary).arg(device.config());
     command.stdout(Stdio::piped()).env("TMPDIR", device.path());
     let mut child = command.spawn().expect("run");
