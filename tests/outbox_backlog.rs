@@ -6,7 +6,11 @@
 
 mod support;
 
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hark::clock::{ClockState, WallTime};
@@ -79,6 +83,35 @@ fn opening(device: &Device) -> (Duration, Agent) {
     (begun.elapsed(), agent)
 }
 
+/// The lines of `hark outbox list`, made in at most 128 MiB of memory, stacks included.
+fn listed(device: &Device) -> usize {
+    let binary = hark().get_program().to_owned();
+    let mut command = std::process::Command::new("sh");
+    let script = "ulimit -d 131072 && exec \"$0\" outbox list --json --config \"$1\"";
+    command.args(["-c", script]).arg(binary).arg(device.config());
+    command.stdout(Stdio::piped()).env("TMPDIR", device.path());
+    let mut child = command.spawn().expect("run");
+    let lines = BufReader::new(child.stdout.take().expect("piped")).lines().count();
+    assert!(child.wait().expect("wait").success());
+    lines
+}
+
+/// Posts an alert now and then until `done`; how many, and the longest that one took.
+fn alerts(device: &Device, done: &AtomicBool) -> (usize, Duration) {
+    let (mut count, mut slowest) = (0, Duration::ZERO);
+    while !done.load(Ordering::Relaxed) {
+        let event = format!(
+            r#"{{"specversion":"1.0","id":"alert-{count}","source":"/a","type":"t","lane":"alert"}}"#
+        );
+        let begun = Instant::now();
+        device.post(&event).expect("accepted");
+        slowest = slowest.max(begun.elapsed());
+        count += 1;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    (count, slowest)
+}
+
 fn waiting(device: &Device) -> u64 {
     let mut stats = hark();
     stats.args(["outbox", "stats", "--json", "--config"]).arg(device.config());
@@ -101,8 +134,20 @@ fn a_drained_backlog_leaves_a_small_file_and_no_memory() {
 
     fill(&device.outbox(), events());
     let stored = size(&device.outbox());
+    let begun = Instant::now();
+    assert!(listed(&device) >= events());
+    println!("listed from the files in {} ms", begun.elapsed().as_millis());
     let (opened, agent) = opening(&device);
     let full_kib = anonymous_kib(agent.id());
+    let begun = Instant::now();
+    support::wait_until("the agent listens", || UnixStream::connect(device.socket()).is_ok());
+    assert!(listed(&device) >= events());
+    println!(
+        "listed by the agent in {} ms, {} KiB of its memory afterwards",
+        begun.elapsed().as_millis(),
+        anonymous_kib(agent.id())
+    );
+    let full_kib = full_kib.max(anonymous_kib(agent.id()));
     assert!(agent.stop().success());
     println!(
         "{} events, {} MiB: opened in {} ms, {full_kib} KiB of memory, {empty_kib} KiB when empty",
@@ -114,22 +159,29 @@ fn a_drained_backlog_leaves_a_small_file_and_no_memory() {
     let broker = Mosquitto::start();
     let begun = Instant::now();
     let mut agent = start(&device, &broker.url());
-    let mut most_kib = 0;
+    support::wait_until("the agent listens", || UnixStream::connect(device.socket()).is_ok());
     let drained = "the outbox has a fresh file";
-    while !agent.log().iter().any(|line| line.contains(drained)) {
-        most_kib = most_kib.max(anonymous_kib(agent.id()));
-        assert!(
-            begun.elapsed() < Duration::from_secs(60 + events() as u64 / 500),
-            "{:?}",
-            agent.log()
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let limit = Duration::from_secs(60 + events() as u64 / 500);
+    let done = AtomicBool::new(false);
+    let (most_kib, (count, slowest)) = std::thread::scope(|scope| {
+        let alerts = scope.spawn(|| alerts(&device, &done));
+        let mut most_kib = 0;
+        while !agent.log().iter().any(|line| line.contains(drained)) && begun.elapsed() < limit {
+            most_kib = most_kib.max(anonymous_kib(agent.id()));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // The old file is removed after that.
+        std::thread::sleep(Duration::from_millis(500));
+        done.store(true, Ordering::Relaxed);
+        (most_kib, alerts.join().expect("all accepted"))
+    });
     let line = agent.wait_for_log(&[drained]);
     println!(
-        "drained in {} s, at most {most_kib} KiB of memory; {line}",
-        begun.elapsed().as_secs()
+        "drained in {} s, at most {most_kib} KiB of memory; the slowest of {count} alerts meanwhile {} ms; {line}",
+        begun.elapsed().as_secs(),
+        slowest.as_millis()
     );
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
     support::wait_until("all is delivered", || waiting(&device) == 0);
     support::wait_until("the old file is gone", || !device.outbox().join("sled.old").exists());
     let left = size(&device.outbox());

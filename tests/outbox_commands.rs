@@ -307,6 +307,13 @@ fn dead_letters_are_listed_put_back_and_destroyed() {
     assert!(agent.stop().success());
     assert_eq!(dead(&device), ["dead-alert"]);
 
+    let told = |what: &str| {
+        let events = lines(&ask(&device, &["export", "--lane", "status"]));
+        let of_part = |e: &&Value| e["data"]["part"] == "dead-letter";
+        events.iter().filter(of_part).filter(|e| e["type"] == what).count()
+    };
+    assert_eq!(told("io.hark.device.fault.raised"), 1, "at the start, since one is there");
+
     // Off line: back into its lane, with its old sequence.
     assert_eq!(ask(&device, &["requeue", "dead-alert"]), "1 dead letter put back\n");
     let back = lines(&ask(&device, &["list", "--lane", "alert", "--json"]));
@@ -318,6 +325,17 @@ fn dead_letters_are_listed_put_back_and_destroyed() {
     let said = refused(&device, &["requeue", "dead-alert"], 64);
     assert!(said.contains("no dead letter"), "{said}");
     assert_eq!(ask(&device, &["requeue", "--all"]), "0 dead letters put back\n");
+
+    // Named, it goes, and with it the fault.
+    bury(&device, &[("dead-again", Lane::Alert)]);
+    let _agent = start(&device);
+    wait_until("the fault is raised", || told("io.hark.device.fault.raised") == 2);
+    assert_eq!(ask(&device, &["purge", "--lane", "alert", "--yes"]), "1 event destroyed\n");
+    assert_eq!(
+        ask(&device, &["purge", "--dead", "--lane", "alert", "--yes"]),
+        "1 event destroyed\n"
+    );
+    wait_until("the fault is cleared", || told("io.hark.device.fault.cleared") == 1);
 }
 
 #[test]
