@@ -11,6 +11,7 @@ pub mod clock;
 pub mod event;
 
 pub mod audio;
+pub mod sensor;
 pub mod voice;
 
 pub mod outbox;

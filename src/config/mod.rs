@@ -10,6 +10,8 @@
 //! Absent: reading files other than the text handed in, and the JSON Schema of the configuration.
 
 mod reader;
+mod sensors;
+mod ucum;
 mod units;
 mod uplink;
 
@@ -21,6 +23,10 @@ use std::time::Duration;
 
 use reader::{Entry, Findings, Node, Section};
 pub use reader::{Origin, Problem, Setting};
+pub use sensors::{
+    Activity, MAX_WINDOW, Sensor, Side, Sign, SignKind, Source, Supply, Threshold, Urgency,
+};
+pub use ucum::Unit;
 pub use units::{format_duration, parse_duration};
 pub use uplink::{Protocol, Uplink};
 
@@ -43,6 +49,10 @@ pub struct Config {
     pub ingest: Ingest,
     /// `[ops]`
     pub ops: Ops,
+    /// `[[sensor]]`, in the order of the file.
+    pub sensors: Vec<Sensor>,
+    /// `[activity]`
+    pub activity: Activity,
 }
 
 /// `confirm` and `receipt_timeout` of a lane.
@@ -62,6 +72,8 @@ pub struct Device {
     pub id: Option<String>,
     /// Begins the type of every event that the agent makes.
     pub type_prefix: String,
+    /// Of the home: a name such as `Europe/Zurich`, or a POSIX rule. Empty: the system's.
+    pub timezone: String,
 }
 
 /// `[audio] input`: where the sound comes from.
@@ -223,15 +235,17 @@ fn read(root: &mut BTreeMap<String, Entry>, findings: &mut Findings) -> Config {
     let receipts = lanes(Section::take_from(root, "lanes", findings), &mut outbox);
     let uplink = uplink::read(Section::take_from(root, "uplink", findings));
     let ingest = ingest(Section::take_from(root, "ingest", findings));
+    let activity = sensors::read_activity(Section::take_from(root, "activity", findings));
     let ops = ops(Section::take_from(root, "ops", findings));
-    Config { device, audio, voice, outbox, uplink, receipts, ingest, ops }
+    let sensors = sensors::read(root, findings);
+    sensors::check_microphone(&sensors, &audio, findings);
+    Config { device, audio, voice, outbox, uplink, receipts, ingest, ops, sensors, activity }
 }
 
 /// Sections of the contract that no code serves yet, and what the user would miss.
-const NOT_YET: [(&str, &str); 3] = [
+const NOT_YET: [(&str, &str); 2] = [
     ("alarm", "a detection is published as it is, without a cancel window"),
     ("button", "no button is read"),
-    ("sensor", "no sensor is read"),
 ];
 
 fn refuse_the_rest(root: BTreeMap<String, Entry>, findings: &mut Findings) {
@@ -241,7 +255,7 @@ fn refuse_the_rest(root: BTreeMap<String, Entry>, findings: &mut Findings) {
                 format!("has no effect in this version ({meaning}); remove the section")
             }
             None => "is unknown; the sections are device, audio, voice, outbox, lanes, uplink, \
-                     ingest and ops"
+                     ingest, activity, ops and [[sensor]]"
                 .to_owned(),
         };
         findings.problems.push(Problem { origin: entry.origin, key, message });
@@ -274,8 +288,9 @@ fn device(mut section: Section<'_>) -> Device {
     };
     let type_prefix =
         section.checked("type_prefix", "io.hark".to_owned(), read_prefix, |t| reader::quoted(t));
+    let timezone = section.text("timezone", "");
     section.finish();
-    Device { id, type_prefix }
+    Device { id, type_prefix, timezone }
 }
 
 fn is_topic_level(text: &str) -> bool {

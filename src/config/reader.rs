@@ -187,9 +187,51 @@ fn convert(text: &str, value: &DeValue<'_>) -> Node {
     }
 }
 
+/// Reads every table of `[[name]]` to its end. In messages a table goes by its `name`, or by its
+/// place where it has none.
+pub(super) fn tables(
+    root: &mut BTreeMap<String, Entry>,
+    name: &str,
+    findings: &mut Findings,
+    mut read: impl FnMut(Section<'_>),
+) {
+    for (path, entry) in array_of_tables(root.remove(name), name, findings) {
+        read(Section::open(&path, Some(entry), findings));
+    }
+}
+
+fn array_of_tables(
+    entry: Option<Entry>,
+    path: &str,
+    findings: &mut Findings,
+) -> Vec<(String, Entry)> {
+    let items = match entry {
+        None => return Vec::new(),
+        Some(Entry { node: Node::Array(items), .. }) => items,
+        Some(Entry { node, origin }) => {
+            let message = format!("is {}; write [[{path}]]", node.kind());
+            findings.problems.push(Problem { origin, key: path.to_owned(), message });
+            return Vec::new();
+        }
+    };
+    let label = |(place, item): (usize, Entry)| {
+        let name = match &item.node {
+            Node::Table(table) => table.get("name"),
+            _ => None,
+        };
+        let path = match name {
+            Some(Entry { node: Node::String(name), .. }) => format!("{path}.{name}"),
+            _ => format!("{path}[{place}]"),
+        };
+        (path, item)
+    };
+    items.into_iter().enumerate().map(label).collect()
+}
+
 /// One table of the document, read key by key.
 pub(super) struct Section<'a> {
     path: String,
+    start: Origin,
     table: BTreeMap<String, Entry>,
     asked: Vec<&'static str>,
     findings: &'a mut Findings,
@@ -208,6 +250,7 @@ impl<'a> Section<'a> {
 
     /// The table `path`, which may be missing or, if it is no table, a problem.
     fn open(path: &str, entry: Option<Entry>, findings: &'a mut Findings) -> Self {
+        let start = entry.as_ref().map_or(Origin::Default, |entry| entry.origin.clone());
         let table = match entry {
             None => BTreeMap::new(),
             Some(Entry { node: Node::Table(table), .. }) => table,
@@ -217,13 +260,52 @@ impl<'a> Section<'a> {
                 BTreeMap::new()
             }
         };
-        Self { path: path.to_owned(), table, asked: Vec::new(), findings }
+        Self { path: path.to_owned(), start, table, asked: Vec::new(), findings }
     }
 
     /// Takes a value out without reading it.
     pub(super) fn take(&mut self, key: &'static str) -> Option<Entry> {
         self.asked.push(key);
         self.table.remove(key)
+    }
+
+    /// Whether a key that was not taken yet is set.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    /// Where the table begins.
+    pub(super) fn start(&self) -> Origin {
+        self.start.clone()
+    }
+
+    /// Reads every table of an array within this one, to its end.
+    pub(super) fn tables(&mut self, key: &'static str, mut read: impl FnMut(&mut Section<'_>)) {
+        let entry = self.take(key);
+        for (path, entry) in array_of_tables(entry, &join(&self.path, key), self.findings) {
+            let mut inner = Section::open(&path, Some(entry), self.findings);
+            read(&mut inner);
+            inner.finish();
+        }
+    }
+
+    /// A text that must be there: `advice` says what to write. `stand_in` is used where it is
+    /// missing or wrong, so that the rest can still be read.
+    pub(super) fn required<T>(
+        &mut self,
+        key: &'static str,
+        stand_in: T,
+        advice: &str,
+        read: impl Fn(&str) -> Result<T, String>,
+        show: impl Fn(&T) -> String,
+    ) -> T {
+        if !self.has(key) {
+            self.asked.push(key);
+            let origin = self.start();
+            self.problem(key, origin, format!("is missing: {advice}"));
+            return stand_in;
+        }
+        self.checked(key, stand_in, read, show)
     }
 
     /// A text.
@@ -303,6 +385,21 @@ impl<'a> Section<'a> {
         };
         self.note(key, value.to_string(), origin);
         value
+    }
+
+    /// A number within bounds.
+    pub(super) fn number(
+        &mut self,
+        key: &'static str,
+        default: f64,
+        bounds: std::ops::RangeInclusive<f64>,
+    ) -> f64 {
+        if self.has(key) {
+            return self.optional_number(key, bounds).unwrap_or(default);
+        }
+        self.asked.push(key);
+        self.note(key, default.to_string(), Origin::Default);
+        default
     }
 
     /// A number within bounds, if it is set.
