@@ -96,7 +96,11 @@ impl Board {
             Happening::Mended(part) => {
                 faults.remove(part);
             }
-            Happening::Accepted { .. } | Happening::Waiting(_) => {}
+            Happening::Accepted { .. }
+            | Happening::Waiting(_)
+            | Happening::Reading { .. }
+            | Happening::Threshold { .. }
+            | Happening::Inactivity { .. } => {}
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{BUDGET, Happening, Reporter};
-use crate::audio::{Health, Meter, SAMPLE_RATE_HZ};
+use crate::audio::{Health, Loudness, Meter, SAMPLE_RATE_HZ};
 use crate::cli::{Failure, exit};
 use crate::clock::Clock;
 use crate::config::{self, AudioInput, Config, Sensitivity};
@@ -143,12 +143,20 @@ pub(super) fn plan(
 }
 
 /// Starts the thread.
-pub(super) fn start(supervisor: &mut Supervisor, plan: Plan, reporter: &Reporter, clock: Clock) {
+/// How loud it is goes to `loudness` as well, where a sensor of noise reads it.
+pub(super) fn start(
+    supervisor: &mut Supervisor,
+    plan: Plan,
+    reporter: &Reporter,
+    clock: Clock,
+    loudness: &Arc<Loudness>,
+) {
     let Plan { mut input, mut make } = plan;
-    let reporter = reporter.clone();
+    let (reporter, loudness) = (reporter.clone(), Arc::clone(loudness));
     supervisor.thread(Stage::Source, "detector", BUDGET, move |stop| {
         let meter = Meter::new();
-        let mut ear = Ear { listener: make()?, reporter: &reporter, meter, watch: None };
+        let (listener, loudness) = (make()?, &*loudness);
+        let mut ear = Ear { listener, reporter: &reporter, meter, loudness, watch: None };
         while !stop.is_set() {
             let problem = match input.open(clock) {
                 Ok(stream) => match listen(stream, &input, &mut ear, &stop, clock)? {
@@ -264,6 +272,7 @@ struct Ear<'a> {
     listener: Box<dyn Listener>,
     reporter: &'a Reporter,
     meter: Meter,
+    loudness: &'a Loudness,
     /// Of a device.
     watch: Option<Watch>,
 }
@@ -299,7 +308,10 @@ impl Ear<'_> {
 
     fn hear(&mut self, samples: &[f32]) -> Outcome {
         let reporter = self.reporter;
-        self.meter.push(samples, |level| reporter.happened(Happening::Level(level.rms_dbfs)));
+        self.meter.push(samples, |level| {
+            self.loudness.add(level);
+            reporter.happened(Happening::Level(level.rms_dbfs));
+        });
         for Detection { phrase, score, level_dbfs, at } in self.listener.push(samples)? {
             tracing::warn!(phrase, score, level_dbfs, "keyphrase detected");
             reporter.happened(Happening::Detected { phrase: phrase.clone(), score, at });

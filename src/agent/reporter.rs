@@ -7,7 +7,7 @@ use tokio::sync::broadcast;
 
 use super::Happening;
 use super::board::Board;
-use crate::clock::{Clock, Rng};
+use crate::clock::{Clock, Rng, WallTime};
 use crate::driver::outbox_writer::OutboxHandle;
 use crate::event::Event;
 use crate::event::Lane;
@@ -36,6 +36,10 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn types(events: &[(Lane, Event)]) -> Vec<String> {
+    events.iter().map(|(_, event)| event.event_type().to_owned()).collect()
+}
+
 impl Reporter {
     pub(super) fn new(
         maker: Maker,
@@ -61,36 +65,59 @@ impl Reporter {
     /// # Errors
     /// One line: the event could not be made or stored.
     pub(super) async fn report(&self, occurrence: &Occurrence) -> Result<(), String> {
-        let (lane, event) = self.make(occurrence)?;
-        let event_type = event.event_type().to_owned();
-        let accepted = self.shared.outbox.append(vec![(lane, event)]).await;
-        self.accepted(event_type, accepted.map_err(|e| e.to_string())?);
+        self.store(vec![self.make(occurrence, self.shared.clock.wall())?]).await
+    }
+
+    /// Returns once events that were made before are on stable storage, all or none.
+    ///
+    /// # Errors
+    /// One line: they could not be stored.
+    pub(super) async fn store(&self, events: Vec<(Lane, Event)>) -> Result<(), String> {
+        let types = types(&events);
+        let accepted = self.shared.outbox.append(events).await;
+        self.accepted(types, accepted.map_err(|e| e.to_string())?);
         Ok(())
     }
 
     /// The same for a thread.
     pub(super) fn report_blocking(&self, occurrence: &Occurrence) -> Result<(), String> {
-        let (lane, event) = self.make(occurrence)?;
-        let event_type = event.event_type().to_owned();
-        let accepted = self.shared.outbox.append_blocking(vec![(lane, event)]);
-        self.accepted(event_type, accepted.map_err(|e| e.to_string())?);
+        self.report_at_blocking(occurrence, self.shared.clock.wall())
+    }
+
+    /// The same for something that happened at `at`.
+    pub(super) fn report_at_blocking(
+        &self,
+        occurrence: &Occurrence,
+        at: WallTime,
+    ) -> Result<(), String> {
+        let events = vec![self.make(occurrence, at)?];
+        let types = types(&events);
+        let accepted = self.shared.outbox.append_blocking(events);
+        self.accepted(types, accepted.map_err(|e| e.to_string())?);
         Ok(())
     }
 
-    fn make(&self, occurrence: &Occurrence) -> Result<(Lane, Event), String> {
-        let Shared { maker, clock, rng, .. } = &*self.shared;
-        maker.make(occurrence, clock.wall(), &mut lock(rng)).map_err(|e| e.to_string())
+    /// The event of something that happened at `at`, to be stored later.
+    ///
+    /// # Errors
+    /// One line: it breaks the rules of events.
+    pub(super) fn make(
+        &self,
+        occurrence: &Occurrence,
+        at: WallTime,
+    ) -> Result<(Lane, Event), String> {
+        let Shared { maker, rng, .. } = &*self.shared;
+        maker.make(occurrence, at, &mut lock(rng)).map_err(|e| e.to_string())
     }
 
-    fn accepted(&self, event_type: String, accepted: Vec<Accepted>) {
-        for Accepted { id, lane, sequence, .. } in accepted {
-            tracing::info!(id, %lane, sequence, event_type, "accepted");
-            self.happened(Happening::Accepted {
-                id,
-                lane,
-                event_type: event_type.clone(),
-                sequence,
-            });
+    fn accepted(&self, types: Vec<String>, accepted: Vec<Accepted>) {
+        for (event_type, Accepted { id, lane, sequence, .. }) in types.into_iter().zip(accepted) {
+            // Readings come by the second; the log is for what somebody might look for.
+            match lane {
+                Lane::Telemetry => tracing::debug!(id, %lane, sequence, event_type, "accepted"),
+                _ => tracing::info!(id, %lane, sequence, event_type, "accepted"),
+            }
+            self.happened(Happening::Accepted { id, lane, event_type, sequence });
         }
     }
 
