@@ -297,13 +297,9 @@ impl Inactivity {
         }
         let (at, silence) = (self.zone.local(wall.unix_ms), self.silence(now));
         let spoiled = self.out || !self.before.is_zero();
-        let hour = self.hour.get_or_insert_with(|| Hour {
-            at,
-            longest: Duration::ZERO,
-            observed: Duration::ZERO,
-            seen: now,
-            spoiled: false,
-        });
+        let longest = Duration::ZERO;
+        let fresh = Hour { at, longest, observed: longest, seen: now, spoiled: false };
+        let hour = self.hour.get_or_insert(fresh);
         let step = now.duration_since(hour.seen);
         hour.seen = now;
         hour.spoiled |= spoiled;
