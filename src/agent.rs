@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  listening (thread) ─┐                                   ┌─ forwarding (task) ─ uplink ─ broker
+//!  sensing (thread) ───┤
 //!  ingest (task) ──────┼─▶ OutboxHandle ─▶ writer (thread) ┘
 //!  reporter, alarms ───┘
 //! ```
@@ -10,8 +11,7 @@
 //! [`DRAIN`]; the uplink says that it goes offline; the outbox closes last. Whatever was not sent
 //! is on the disk and is sent by the next run.
 //!
-//! Absent: sensors.
-
+mod activity;
 mod alarming;
 mod board;
 mod commanding;
@@ -21,11 +21,13 @@ mod helping;
 mod listening;
 mod pressing;
 mod reporter;
+mod sensing;
 mod signalling;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, watch};
@@ -41,6 +43,7 @@ use crate::outbox::{Chronicle, Limits, Outbox};
 use crate::sensor::button::Press;
 use crate::supervisor::{Budget, Report, Stage, Supervisor};
 
+pub use activity::{Activity, activity_file};
 use board::Board;
 pub use listening::{Listener, ListenerFactory};
 use reporter::Reporter;
@@ -89,6 +92,37 @@ pub enum Happening {
         step: &'static str,
         /// It is only a test.
         test: bool,
+    },
+    /// A sensor has told a value.
+    Reading {
+        /// The sensor.
+        sensor: String,
+        /// What it measures.
+        quantity: String,
+        /// How much.
+        value: f64,
+        /// Of what.
+        unit: &'static str,
+    },
+    /// A threshold is exceeded, or no longer.
+    Threshold {
+        /// The sensor.
+        sensor: String,
+        /// Which of its thresholds.
+        threshold: String,
+        /// Which of the two.
+        exceeded: bool,
+        /// The value that decided.
+        value: f64,
+        /// Of what.
+        unit: &'static str,
+    },
+    /// Nobody has been about for too long, or somebody is again.
+    Inactivity {
+        /// Which of the two.
+        detected: bool,
+        /// For people.
+        explanation: String,
     },
     /// On stable storage.
     Accepted {
@@ -181,13 +215,17 @@ pub struct Parts {
     pub encore: Vec<PathBuf>,
     /// What somebody does on the spot; `None`: nobody is there.
     pub controls: Option<mpsc::Receiver<Control>>,
+    /// The clock of what the sensors measure: the real one, but for a simulated day that goes faster.
+    pub world: Clock,
 }
 
 impl Parts {
     /// The real ones.
     pub fn device() -> Self {
+        let clock = Clock::new(host::clock_state);
         Self {
-            clock: Clock::new(host::clock_state),
+            clock,
+            world: clock,
             rng: Rng::from_entropy(),
             listener: ListenerFactory::detector(),
             happenings: broadcast::Sender::new(256),
@@ -235,7 +273,7 @@ pub async fn run(
     parts: Parts,
     stop: impl Future<Output = &'static str>,
 ) -> Result<(), Failure> {
-    let Parts { clock, mut rng, listener, happenings, encore, controls } = parts;
+    let Parts { clock, mut rng, listener, happenings, encore, controls, world } = parts;
     let device = match &config.device.id {
         Some(id) => id.clone(),
         None => host::device_id().map_err(|e| Failure::new(exit::CONFIG, e))?,
@@ -243,6 +281,8 @@ pub async fn run(
     // Everything that can be wrong with the installation is found before the first thread starts.
     let uplink = forwarding::plan(&config, &device)?;
     let listening = listening::plan(&config, encore, listener)?;
+    let sensing = sensing::plan(&config)?;
+    let activity = activity::plan(&config)?;
     let maker = Maker::new(&device, &config.device.type_prefix);
     let outbox = outbox_open::open(&config.outbox.path, clock)
         .map_err(|e| Failure::new(exit::IO, e.to_string()))?;
@@ -285,9 +325,18 @@ pub async fn run(
     if let Some(address) = config.ops.listen {
         start_ops(&mut supervisor, address, &board, &reporter);
     }
+    let loudness = Arc::default();
     if let Some(plan) = listening {
         let alarms = config.alarm.on_keyphrase.then(|| alarms.clone());
-        listening::start(&mut supervisor, plan, &reporter, alarms, clock);
+        listening::start(&mut supervisor, plan, &reporter, alarms, clock, &loudness);
+    }
+    let clocks = sensing::Clocks { clock, world };
+    let activity = match activity {
+        Some(plan) => activity::start(&mut supervisor, plan, &reporter, clocks),
+        None => Activity::default(),
+    };
+    if let Some(plan) = sensing {
+        sensing::start(&mut supervisor, plan, &reporter, clocks, loudness, activity);
     }
     // Last, since a status waits for company: nothing that matters more waits for it.
     reporter.report(&started()).await.map_err(|e| Failure::new(exit::IO, e))?;

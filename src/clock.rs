@@ -6,7 +6,11 @@
 //! Absent: correction of a wrong wall clock (`recordedtime`); [`WallTime::state`] only says whether
 //! the kernel believes the clock to be synchronised.
 
+mod zone;
+
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+pub use zone::{Local, Zone};
 
 /// Whether the wall clock can be believed; the CloudEvents extension `clock`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,32 +50,57 @@ impl WallTime {
     }
 }
 
-/// The real clocks. Cheap to copy; `sync_state` is how it asks the kernel.
+/// The real clocks, or for the simulator faster ones. Cheap to copy; `sync_state` is how it asks the
+/// kernel.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     sync_state: fn() -> ClockState,
+    pace: Option<Pace>,
+}
+
+/// A clock that began at a time of its own and goes faster than the real one.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    began: Instant,
+    wall_ms: u64,
+    speed: f64,
 }
 
 impl Clock {
     /// A clock that learns from `sync_state` whether its wall time can be believed.
     pub fn new(sync_state: fn() -> ClockState) -> Self {
-        Self { sync_state }
+        Self { sync_state, pace: None }
+    }
+
+    /// A clock that stands at `wall_ms` now and from here on goes `speed` times as fast.
+    pub fn at_speed(self, wall_ms: u64, speed: f64) -> Self {
+        Self { pace: Some(Pace { began: self.now(), wall_ms, speed }), ..self }
+    }
+
+    /// How long a duration of this clock really lasts.
+    pub fn real(&self, duration: Duration) -> Duration {
+        self.pace.map_or(duration, |pace| duration.div_f64(pace.speed))
     }
 
     /// Monotonic time, for deadlines and intervals.
     #[allow(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
     pub fn now(&self) -> Instant {
-        Instant::now()
+        let now = Instant::now();
+        match self.pace {
+            None => now,
+            Some(Pace { began, speed, .. }) => began + (now - began).mul_f64(speed),
+        }
     }
 
     /// Wall time, for the attribute `time` and for ids.
     #[allow(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
     pub fn wall(&self) -> WallTime {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        WallTime {
-            unix_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
-            state: (self.sync_state)(),
-        }
+        let ms = |since: Duration| u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        let unix_ms = match self.pace {
+            None => ms(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO)),
+            Some(Pace { began, wall_ms, .. }) => wall_ms + ms(self.now() - began),
+        };
+        WallTime { unix_ms, state: (self.sync_state)() }
     }
 }
 
@@ -122,6 +151,17 @@ mod tests {
     fn wall_time_is_written_in_utc_with_milliseconds() {
         let at = WallTime { unix_ms: 1_700_000_000_007, state: ClockState::Synced };
         assert_eq!(at.to_rfc3339(), "2023-11-14T22:13:20.007Z");
+    }
+
+    #[test]
+    fn a_fast_clock_begins_where_it_is_told_and_is_ahead_of_the_real_one() {
+        let real = Clock::new(|| ClockState::Synced);
+        let (before, fast) = (real.now(), real.at_speed(5_000, 1e6));
+        while real.now() - before < Duration::from_millis(1) {}
+        assert!(fast.now() - before > Duration::from_secs(900));
+        assert!(fast.wall().unix_ms > 900_000);
+        assert_eq!(fast.real(Duration::from_secs(1)), Duration::from_micros(1));
+        assert_eq!(real.real(Duration::from_secs(1)), Duration::from_secs(1));
     }
 
     #[test]

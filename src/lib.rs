@@ -11,9 +11,8 @@ pub mod clock;
 pub mod event;
 
 pub mod audio;
-pub mod voice;
-
 pub mod sensor;
+pub mod voice;
 
 pub mod alarm;
 

@@ -52,6 +52,25 @@ fn each_thing_that_is_wrong_has_a_line_that_says_how_to_mend_it() {
 }
 
 #[test]
+fn each_sensor_is_read_once_and_one_that_shows_nothing_is_told() {
+    let broker = Mosquitto::start();
+    let device = Device::new(&broker.url(), "none");
+    std::fs::write(device.path().join("temp1_input"), "21500").expect("a file");
+    let sensor = |name: &str, file: &str| {
+        let path = device.path().join(file);
+        format!("[[sensor]]\nname = {name:?}\ndriver = \"hwmon\"\npath = {path:?}\n")
+    };
+    device.configure(&(sensor("room", "temp1_input") + &sensor("hall", "temp2_input")));
+    let (code, out, _) = examine(&device);
+    assert_eq!(code, Some(69), "{out}");
+    assert!(out.contains("well  sensor        room: temperature 21.5 Cel"), "{out}");
+    assert!(
+        out.contains("WRONG sensor        hall: read ") && out.contains("is its driver loaded"),
+        "{out}"
+    );
+}
+
+#[test]
 fn a_broker_that_refuses_the_login_is_told_by_its_own_words() {
     let options = Options { users: vec![("flat", "secret")], ..Options::default() };
     let broker = Mosquitto::with(options);

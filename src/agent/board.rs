@@ -103,7 +103,12 @@ impl Board {
             Happening::Mended(part) => {
                 faults.remove(part);
             }
-            Happening::Alarm { .. } | Happening::Accepted { .. } | Happening::Waiting(_) => {}
+            Happening::Alarm { .. }
+            | Happening::Accepted { .. }
+            | Happening::Waiting(_)
+            | Happening::Reading { .. }
+            | Happening::Threshold { .. }
+            | Happening::Inactivity { .. } => {}
         }
     }
 

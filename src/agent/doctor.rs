@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, UnixStream};
 
 use super::forwarding;
 use super::listening::{self, ListenerFactory};
+use super::sensing;
 use crate::audio::{Health, SAMPLE_RATE_HZ, SILENCE_DBFS, rms_dbfs};
 use crate::cli::exit;
 use crate::clock::{Clock, ClockState};
@@ -90,6 +91,7 @@ pub async fn examine(config: &Config, clock: Clock) -> Vec<Finding> {
     outbox(config, &mut findings);
     ear(config, clock, &mut findings);
     help::examine(config, &mut findings);
+    sensors(config, clock, &mut findings);
     uplink(config, &device.unwrap_or_else(|_| "unknown".to_owned()), clock, &mut findings).await;
     ingest(config, &mut findings).await;
     ops(config, &mut findings).await;
@@ -142,6 +144,19 @@ fn may_write(directory: &Path) -> Result<(), String> {
     let made = std::fs::OpenOptions::new().write(true).create_new(true).open(&file);
     made.map_err(|e| format!("write in {}: {e}", directory.display()))?;
     std::fs::remove_file(&file).map_err(|e| format!("remove {}: {e}", file.display()))
+}
+
+fn sensors(config: &Config, clock: Clock, findings: &mut Findings) {
+    let zone = host::zone(&config.device.timezone);
+    if let Err(detail) = zone {
+        findings.add("timezone", Verdict::Wrong(exit::CONFIG), detail);
+    }
+    for (name, result) in sensing::examine(config, clock) {
+        let result = result
+            .map(|shown| format!("{name}: {shown}"))
+            .map_err(|e| format!("{name}: {e}; is its driver loaded, its path right?"));
+        findings.result("sensor", exit::UNAVAILABLE, result);
+    }
 }
 
 fn ear(config: &Config, clock: Clock, findings: &mut Findings) {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::alarming::AlarmHandle;
 use super::{BUDGET, Happening, Reporter};
 use crate::alarm::Kind;
-use crate::audio::{Health, Meter, SAMPLE_RATE_HZ};
+use crate::audio::{Health, Loudness, Meter, SAMPLE_RATE_HZ};
 use crate::cli::{Failure, exit};
 use crate::clock::Clock;
 use crate::config::{self, AudioInput, Config, Confirm, Sensitivity};
@@ -183,19 +183,21 @@ pub(super) fn plan(
 /// Starts the thread.
 ///
 /// `alarms` where what is heard makes an alarm.
+/// How loud it is goes to `loudness` as well, where a sensor of noise reads it.
 pub(super) fn start(
     supervisor: &mut Supervisor,
     plan: Plan,
     reporter: &Reporter,
     alarms: Option<AlarmHandle>,
     clock: Clock,
+    loudness: &Arc<Loudness>,
 ) {
     let Plan { mut input, mut make, .. } = plan;
-    let reporter = reporter.clone();
+    let (reporter, loudness) = (reporter.clone(), Arc::clone(loudness));
     supervisor.thread(Stage::Source, "detector", BUDGET, move |stop| {
         let meter = Meter::new();
-        let (listener, alarms) = (make()?, alarms.as_ref());
-        let mut ear = Ear { listener, reporter: &reporter, alarms, meter, watch: None };
+        let (listener, alarms, loudness) = (make()?, alarms.as_ref(), &*loudness);
+        let mut ear = Ear { listener, reporter: &reporter, alarms, meter, loudness, watch: None };
         while !stop.is_set() {
             let problem = match input.open(clock) {
                 Ok(stream) => match listen(stream, &input, &mut ear, &stop, clock)? {
@@ -313,6 +315,7 @@ struct Ear<'a> {
     reporter: &'a Reporter,
     alarms: Option<&'a AlarmHandle>,
     meter: Meter,
+    loudness: &'a Loudness,
     /// Of a device.
     watch: Option<Watch>,
 }
@@ -348,7 +351,10 @@ impl Ear<'_> {
 
     fn hear(&mut self, samples: &[f32]) -> Outcome {
         let reporter = self.reporter;
-        self.meter.push(samples, |level| reporter.happened(Happening::Level(level.rms_dbfs)));
+        self.meter.push(samples, |level| {
+            self.loudness.add(level);
+            reporter.happened(Happening::Level(level.rms_dbfs));
+        });
         for Detection { phrase, score, level_dbfs, at, agreement } in self.listener.push(samples)? {
             let stages: &[&str] = match agreement {
                 Agreement::FirstStage => &["phonemes"],

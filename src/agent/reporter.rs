@@ -8,7 +8,7 @@ use tokio::sync::{broadcast, watch};
 use super::Happening;
 use super::board::Board;
 use crate::alarm::Signal;
-use crate::clock::{Clock, Rng};
+use crate::clock::{Clock, Rng, WallTime};
 use crate::driver::outbox_writer::OutboxHandle;
 use crate::event::Event;
 use crate::event::Lane;
@@ -103,7 +103,12 @@ impl Reporter {
 
     /// The same for a thread.
     pub(super) fn report_blocking(&self, occurrence: &Occurrence) -> Outcome {
-        let events = vec![self.make(occurrence)?];
+        self.report_at_blocking(occurrence, self.shared.clock.wall())
+    }
+
+    /// The same for something that happened at `at`.
+    pub(super) fn report_at_blocking(&self, occurrence: &Occurrence, at: WallTime) -> Outcome {
+        let events = vec![self.make_at(occurrence, at)?];
         let types = event_types(&events);
         let accepted = self.shared.outbox.append_blocking(events);
         self.accepted(types, accepted.map_err(|e| e.to_string())?);
@@ -115,13 +120,29 @@ impl Reporter {
     /// # Errors
     /// One line: it breaks a rule of CloudEvents.
     pub(super) fn make(&self, occurrence: &Occurrence) -> Result<(Lane, Event), String> {
-        let Shared { maker, clock, rng, .. } = &*self.shared;
-        maker.make(occurrence, clock.wall(), &mut lock(rng)).map_err(|e| e.to_string())
+        self.make_at(occurrence, self.shared.clock.wall())
+    }
+
+    /// The same of something that happened at `at`.
+    ///
+    /// # Errors
+    /// As [`Self::make`].
+    pub(super) fn make_at(
+        &self,
+        occurrence: &Occurrence,
+        at: WallTime,
+    ) -> Result<(Lane, Event), String> {
+        let Shared { maker, rng, .. } = &*self.shared;
+        maker.make(occurrence, at, &mut lock(rng)).map_err(|e| e.to_string())
     }
 
     fn accepted(&self, types: Vec<String>, accepted: Vec<Accepted>) {
         for (event_type, Accepted { id, lane, sequence, .. }) in types.into_iter().zip(accepted) {
-            tracing::info!(id, %lane, sequence, event_type, "accepted");
+            // Readings come by the second; the log is for what somebody might look for.
+            match lane {
+                Lane::Telemetry => tracing::debug!(id, %lane, sequence, event_type, "accepted"),
+                _ => tracing::info!(id, %lane, sequence, event_type, "accepted"),
+            }
             self.happened(Happening::Accepted { id, lane, event_type, sequence });
         }
     }

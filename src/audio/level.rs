@@ -1,5 +1,7 @@
 //! The level meter: how loud, how close to clipping.
 
+use std::sync::{Mutex, PoisonError};
+
 use super::SAMPLE_RATE_HZ;
 
 /// What [`rms_dbfs`] says of digital silence, and the lowest level it ever says.
@@ -73,6 +75,35 @@ impl Meter {
         };
         *self = Self::default();
         level
+    }
+}
+
+/// The mean level over the time since somebody last asked: what a sensor of noise reads while
+/// another thread listens.
+#[derive(Debug, Default)]
+pub struct Loudness(Mutex<Heard>);
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Heard {
+    /// Sum of the mean squares of the blocks.
+    power: f64,
+    blocks: u32,
+}
+
+impl Loudness {
+    /// Adds a block.
+    pub fn add(&self, level: Level) {
+        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.power += 10f64.powf(f64::from(level.rms_dbfs) / 10.0);
+        heard.blocks = heard.blocks.saturating_add(1);
+    }
+
+    /// The level in dBFS over all blocks since the last call; `None` if there were none.
+    pub fn take(&self) -> Option<f32> {
+        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Heard { power, blocks } = std::mem::take(&mut *heard);
+        let mean = power / f64::from(blocks);
+        (blocks > 0).then(|| (10.0 * mean.log10()).max(f64::from(SILENCE_DBFS)) as f32)
     }
 }
 
@@ -172,6 +203,20 @@ mod tests {
         let out = levels(&samples, 100);
         assert_eq!((out[0].clipped, out[1].clipped), (0, 2));
         assert_eq!(out[1].peak, 1.0);
+    }
+
+    #[test]
+    fn loudness_is_the_mean_power_since_it_was_last_asked() {
+        let loudness = Loudness::default();
+        assert_eq!(loudness.take(), None);
+        for level in levels(&sine(1.0, 3 * Meter::BLOCK), 160) {
+            loudness.add(level);
+        }
+        loudness.add(levels(&[0.0; Meter::BLOCK], 160)[0]);
+        let level = loudness.take().expect("four blocks");
+        // Three quarters of the power of a full-scale sine.
+        assert!((level + 3.01 + 1.25).abs() < 0.05, "{level}");
+        assert_eq!(loudness.take(), None);
     }
 
     #[test]

@@ -23,7 +23,7 @@ mod level;
 
 pub use convert::{AudioError, Converter, Format};
 pub use health::{Ailment, Health};
-pub use level::{Level, Meter, NoiseFloor, SILENCE_DBFS, rms_dbfs};
+pub use level::{Level, Loudness, Meter, NoiseFloor, SILENCE_DBFS, rms_dbfs};
 
 /// The one sample rate behind this module, in Hz.
 pub const SAMPLE_RATE_HZ: u32 = 16_000;

@@ -1,4 +1,5 @@
-//! `hark simulate`: the agent on a desktop, with a broker in the process and audio from a file.
+//! `hark simulate`: the agent on a desktop, with a broker in the process, audio from a file and a home that is
+//! lived in.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,10 +8,13 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::{Failure, config, exit, runtime};
 use crate::agent::{self, Control, Happening, Parts};
-use crate::config::{Loaded, Origin, parse_duration};
+use crate::clock::{Clock, ClockState};
+use crate::config::{Config, Loaded, Origin, parse_duration};
+use crate::driver::host;
 use crate::sensor::button::Press;
 use crate::sim::broker::{self, Broker};
 use crate::sim::display::{Display, is_event_topic};
+use crate::sim::home::Home;
 
 /// Run the same process on a desktop: an embedded broker, audio from a file, no hardware
 #[derive(Debug, clap::Args)]
@@ -24,9 +28,19 @@ pub struct Args {
     /// Publish to this broker instead of the embedded one
     #[arg(long, value_name = "URL")]
     pub broker: Option<String>,
+    /// Let the simulated home live this many times as fast, from the early morning on
+    #[arg(long, value_name = "FACTOR", value_parser = parse_speed)]
+    pub speed: Option<f64>,
     /// End by itself after this time, such as 20s
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
     pub duration: Option<Duration>,
+}
+
+fn parse_speed(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(speed) if (1.0..=3600.0).contains(&speed) => Ok(speed),
+        _ => Err("a number from 1 to 3600".to_owned()),
+    }
 }
 
 /// Synthetic speech that we made; `src/sim/cry-for-help.md` says how.
@@ -49,8 +63,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     };
     let recordings =
         if args.wav.is_empty() { vec![scratch.default_recording()?] } else { args.wav.clone() };
-    let loaded = load(args, &url, &recordings, scratch.path())?;
-    let outcome = runtime()?.block_on(simulate(args, loaded, broker, recordings));
+    let mut parts = Parts::device();
+    let (loaded, home) = load(args, &url, &recordings, scratch.path(), &mut parts)?;
+    parts.encore = recordings.into_iter().skip(1).collect();
+    let outcome = runtime()?.block_on(simulate(args, loaded, broker, parts, home));
     let waiting = outcome?;
     if waiting == 0 {
         scratch.remove();
@@ -64,8 +80,16 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// The configuration, with everything that nobody set replaced by something that needs no hardware.
-fn load(args: &Args, url: &str, recordings: &[PathBuf], scratch: &Path) -> Result<Loaded, Failure> {
-    let (name, text) = match &args.config {
+///
+/// Where it has no sensor, a home is made for it, whose day goes by `parts.world`.
+fn load(
+    args: &Args,
+    url: &str,
+    recordings: &[PathBuf],
+    scratch: &Path,
+    parts: &mut Parts,
+) -> Result<(Loaded, Option<Home>), Failure> {
+    let (name, mut text) = match &args.config {
         None => ("simulator".to_owned(), String::new()),
         Some(file) => (file.display().to_string(), config::read(file)?),
     };
@@ -90,7 +114,38 @@ fn load(args: &Args, url: &str, recordings: &[PathBuf], scratch: &Path) -> Resul
         .filter(|(key, _, _, forced)| *forced || open(key))
         // As a TOML string, so that a file called `3` stays a name.
         .map(|(_, variable, value, _)| (variable.to_owned(), format!("{value:?}")));
-    config::parse(&name, &text, environment().chain(overrides))
+    let home = match given.config.sensors.is_empty() {
+        true => Some(home(&given.config, scratch, parts)?),
+        false => None,
+    };
+    if let Some(home) = &home {
+        text.push('\n');
+        text.push_str(&home.configuration());
+    }
+    let loaded = config::parse(&name, &text, environment().chain(overrides))?;
+    if let Some(home) = &home {
+        let file = agent::activity_file(&loaded.config.outbox.path);
+        // What a device has learned of its own home is not touched.
+        if !file.exists() {
+            home.learn(&loaded.config.activity, &file, parts.clock.now()).map_err(failed)?;
+        }
+        if let Some(speed) = args.speed {
+            // A made-up day has a clock that can be believed.
+            let clock = Clock::new(|| ClockState::Synced);
+            parts.world = clock.at_speed(home.begins_ms(), speed);
+        }
+    }
+    Ok((loaded, home))
+}
+
+fn home(given: &Config, scratch: &Path, parts: &mut Parts) -> Result<Home, Failure> {
+    let zone = host::zone(&given.device.timezone)
+        .map_err(|e| Failure::new(exit::CONFIG, format!("device.timezone: {e}")))?;
+    Home::new(&scratch.join("home"), zone, parts.clock.wall(), &mut parts.rng).map_err(failed)
+}
+
+fn failed(error: std::io::Error) -> Failure {
+    Failure::new(exit::IO, format!("make the simulated home: {error}"))
 }
 
 /// Returns how many events still wait.
@@ -98,16 +153,19 @@ async fn simulate(
     args: &Args,
     loaded: Loaded,
     broker: Option<Broker>,
-    recordings: Vec<PathBuf>,
+    mut parts: Parts,
+    home: Option<Home>,
 ) -> Result<u64, Failure> {
-    let mut parts = Parts::device();
-    parts.encore = recordings.into_iter().skip(1).collect();
     parts.controls = Some(keys()?);
     let mut display = Display::new(std::io::stdout(), parts.clock);
+    let story = match home {
+        Some(home) => home.live(parts.world).map_err(failed)?,
+        None => mpsc::channel(1).1,
+    };
     introduce(&mut display, &loaded, broker.is_some());
     let happenings = parts.happenings.subscribe();
     let stop = stop(args.duration)?;
-    let watched = watch(display, happenings, broker);
+    let watched = watch(display, happenings, broker, story);
     let agent = agent::run(loaded.config, parts, stop);
     // The agent drops the last sender of happenings when it ends; then the display is done too.
     let (outcome, waiting) = tokio::join!(agent, watched);
@@ -167,6 +225,7 @@ async fn watch(
     mut display: Display<std::io::Stdout>,
     mut happenings: broadcast::Receiver<Happening>,
     broker: Option<Broker>,
+    mut story: mpsc::Receiver<String>,
 ) -> u64 {
     let (nobody, silence) = mpsc::channel(1);
     let mut arrivals = broker.map_or(silence, |broker| broker.arrivals);
@@ -177,6 +236,7 @@ async fn watch(
                 Err(broadcast::error::RecvError::Lagged(missed)) => display.missed(missed),
                 Err(broadcast::error::RecvError::Closed) => break,
             },
+            Some(line) = story.recv() => display.line("home", &line),
             Some(arrival) = arrivals.recv() => if is_event_topic(&arrival.topic) {
                 display.line("at broker", &format!("{} ({} bytes)", arrival.topic, arrival.bytes));
             }

@@ -11,6 +11,8 @@
 
 mod alarm;
 mod reader;
+mod sensors;
+mod ucum;
 mod units;
 mod uplink;
 
@@ -23,6 +25,10 @@ use std::time::Duration;
 pub use alarm::{Alarm, Button, ButtonContact, Commands, Contact, Route, Signal, TestSchedule};
 use reader::{Entry, Findings, Node, Section};
 pub use reader::{Origin, Problem, Setting};
+pub use sensors::{
+    Activity, MAX_WINDOW, Sensor, Side, Sign, SignKind, Source, Supply, Threshold, Urgency,
+};
+pub use ucum::Unit;
 pub use units::{format_duration, parse_duration};
 pub use uplink::{Protocol, Uplink};
 
@@ -53,6 +59,10 @@ pub struct Config {
     pub ingest: Ingest,
     /// `[ops]`
     pub ops: Ops,
+    /// `[[sensor]]`, in the order of the file.
+    pub sensors: Vec<Sensor>,
+    /// `[activity]`
+    pub activity: Activity,
 }
 
 /// `confirm` and `receipt_timeout` of a lane.
@@ -72,6 +82,8 @@ pub struct Device {
     pub id: Option<String>,
     /// Begins the type of every event that the agent makes.
     pub type_prefix: String,
+    /// Of the home: a name such as `Europe/Zurich`, or a POSIX rule. Empty: the system's.
+    pub timezone: String,
 }
 
 /// `[audio] input`: where the sound comes from.
@@ -252,7 +264,10 @@ fn read(root: &mut BTreeMap<String, Entry>, findings: &mut Findings) -> Config {
     let uplink = uplink::read(Section::take_from(root, "uplink", findings));
     let commands = alarm::commands(Section::take_from(root, "commands", findings));
     let ingest = ingest(Section::take_from(root, "ingest", findings));
+    let activity = sensors::read_activity(Section::take_from(root, "activity", findings));
     let ops = ops(Section::take_from(root, "ops", findings));
+    let sensors = sensors::read(root, findings);
+    sensors::check_microphone(&sensors, &audio, findings);
     Config {
         device,
         audio,
@@ -266,22 +281,17 @@ fn read(root: &mut BTreeMap<String, Entry>, findings: &mut Findings) -> Config {
         receipts,
         ingest,
         ops,
+        sensors,
+        activity,
     }
 }
 
-/// Sections of the contract that no code serves yet, and what the user would miss.
-const NOT_YET: [(&str, &str); 1] = [("sensor", "no sensor is read")];
-
 fn refuse_the_rest(root: BTreeMap<String, Entry>, findings: &mut Findings) {
     for (key, entry) in root {
-        let message = match NOT_YET.iter().find(|(name, _)| *name == key) {
-            Some((_, meaning)) => {
-                format!("has no effect in this version ({meaning}); remove the section")
-            }
-            None => "is unknown; the sections are device, audio, voice, alarm, signal, button, \
-                     outbox, lanes, uplink, commands, ingest and ops"
-                .to_owned(),
-        };
+        let message =
+            "is unknown; the sections are device, audio, voice, alarm, signal, [[button]], \
+                       [[sensor]], activity, outbox, lanes, uplink, commands, ingest and ops"
+                .to_owned();
         findings.problems.push(Problem { origin: entry.origin, key, message });
     }
 }
@@ -312,8 +322,9 @@ fn device(mut section: Section<'_>) -> Device {
     };
     let type_prefix =
         section.checked("type_prefix", "io.hark".to_owned(), read_prefix, |t| reader::quoted(t));
+    let timezone = section.text("timezone", "");
     section.finish();
-    Device { id, type_prefix }
+    Device { id, type_prefix, timezone }
 }
 
 fn is_topic_level(text: &str) -> bool {

@@ -387,6 +387,21 @@ impl<'a> Section<'a> {
         value
     }
 
+    /// A number within bounds.
+    pub(super) fn number(
+        &mut self,
+        key: &'static str,
+        default: f64,
+        bounds: std::ops::RangeInclusive<f64>,
+    ) -> f64 {
+        if self.has(key) {
+            return self.optional_number(key, bounds).unwrap_or(default);
+        }
+        self.asked.push(key);
+        self.note(key, default.to_string(), Origin::Default);
+        default
+    }
+
     /// A number within bounds, if it is set.
     pub(super) fn optional_number(
         &mut self,

@@ -48,11 +48,9 @@ fn an_unknown_key_is_an_error_that_lists_the_known_ones() {
 
 #[test]
 fn what_this_version_cannot_honour_is_refused_and_not_ignored() {
-    for text in [
-        "[[sensor]]\nname = \"t\"\n",
-        "[uplink]\nmode = \"binary\"\nprotocol = \"3.1.1\"\n",
-        "[ops]\nlisten = \"localhost\"\n",
-    ] {
+    for text in
+        ["[uplink]\nmode = \"binary\"\nprotocol = \"3.1.1\"\n", "[ops]\nlisten = \"localhost\"\n"]
+    {
         assert_eq!(problems(text).len(), 1, "{text}: {:?}", problems(text));
     }
 }
@@ -223,12 +221,135 @@ fn wrong_types_are_problems_and_no_panic() {
     }
 }
 
+/// A sensor with everything that can be set; the reference shows the same.
+const SENSOR: &str = "[[sensor]]\nname = \"bedroom\"\ndriver = \"iio\"\npath = \"/sys/x/in_temp_input\"\n\
+    unit = \"[degF]\"\noffset = -0.5\ninterval = \"30s\"\naverage = \"5m\"\ndeadband = 0.4\n\
+    max_silence = \"1h\"\nstale_after = \"10m\"\nmin = -40\nmax = 185\nlane = \"alert\"\n\
+    activity = \"rise\"\nactivity_step = 2\n\
+    [[sensor.threshold]]\nname = \"too cold\"\nbelow = 61\nclear = 63\nhold = \"10m\"\nseverity = \"ERROR\"\n\
+    [[sensor.threshold]]\nabove = 95\nlane = \"status\"\n";
+
+#[test]
+fn a_sensor_is_read_with_all_that_belongs_to_it() {
+    let sensor = config(SENSOR).sensors.remove(0);
+    assert_eq!(sensor.source, Source::Iio("/sys/x/in_temp_input".into()));
+    assert_eq!(
+        (sensor.quantity.as_str(), sensor.scale, sensor.offset),
+        ("temperature", 1e-3, -0.5)
+    );
+    assert_eq!((sensor.raw_unit.code(), sensor.unit.code()), ("Cel", "[degF]"));
+    assert_eq!(sensor.interval, Duration::from_secs(30));
+    assert_eq!((sensor.max_silence, sensor.stale_after).0, Duration::from_secs(3600));
+    assert_eq!(sensor.plausible, -40.0..=185.0);
+    assert_eq!(sensor.activity, Some(Sign { kind: SignKind::Rise, step: 2.0 }));
+    let [cold, hot] = &sensor.thresholds[..] else { panic!("two thresholds") };
+    assert_eq!((cold.side, cold.level, cold.clear), (Side::Below, 61.0, 63.0));
+    assert_eq!((cold.urgency, cold.severity), (Urgency::Alert, "ERROR"));
+    assert_eq!((hot.side, hot.level, hot.clear), (Side::Above, 95.0, 94.6));
+    assert_eq!((hot.name.as_str(), hot.urgency), ("above 95 [degF]", Urgency::Status));
+}
+
+#[test]
+fn what_a_kernel_interface_delivers_is_known_and_a_scale_of_ones_own_leads_to_the_unit() {
+    let sensor = |lines: &str| {
+        let text = format!("[[sensor]]\nname = \"x\"\n{lines}");
+        let sensor = config(&text).sensors.remove(0);
+        (sensor.quantity, sensor.raw_unit.code(), sensor.unit.code(), sensor.scale)
+    };
+    let of = |q: &str, raw, unit, scale| (q.to_owned(), raw, unit, scale);
+    assert_eq!(
+        sensor("driver = \"hwmon\"\npath = \"/h/in1_input\"\n"),
+        of("voltage", "V", "V", 1e-3)
+    );
+    assert_eq!(
+        sensor("driver = \"iio\"\npath = \"/i/in_concentration_co2_raw\"\nunit = \"[ppm]\"\n"),
+        of("co2", "%", "[ppm]", 1.0)
+    );
+    assert_eq!(
+        sensor(
+            "driver = \"thermal\"\npath = \"/t\"\nunit = \"[degF]\"\nscale = 0.0018\noffset = 32\n"
+        ),
+        of("temperature", "[degF]", "[degF]", 0.0018)
+    );
+    assert_eq!(
+        sensor("driver = \"power-supply\"\npath = \"/p\"\nquantity = \"charge\"\n"),
+        of("charge", "%", "%", 1.0)
+    );
+    assert_eq!(sensor("driver = \"microphone\"\n"), of("noise", "dB", "dB", 1.0));
+}
+
+#[test]
+fn all_that_is_wrong_with_sensors_is_reported_together_with_line_and_key() {
+    let text = "[audio]\ninput = \"none\"\n[[sensor]]\nname = \"a b\"\ndriver = \"i2c\"\n\
+        [[sensor]]\nname = \"t\"\ndriver = \"file\"\nunit = \"C\"\nquantity = \"temperature\"\ninterval = \"50ms\"\n\
+        [[sensor]]\nname = \"t\"\ndriver = \"thermal\"\npath = \"/t\"\nunit = \"%\"\nactivity = \"rise\"\nextra = 1\n\
+        [[sensor.threshold]]\nabove = 30\nbelow = 16\n[[sensor.threshold]]\nabove = 30\nclear = 31\n\
+        [[sensor]]\nname = \"n\"\ndriver = \"microphone\"\nmin = 3\nmax = 2\n";
+    let found = problems(text);
+    for expected in [
+        "hark.toml:4: sensor.a b.name is `a b`; 1 to 64 of the characters",
+        "hark.toml:5: sensor.a b.driver is `i2c`; one of: iio, hwmon,",
+        "hark.toml:6: sensor.t.path is missing: name the file",
+        "hark.toml:9: sensor.t.unit is `C`, which is no UCUM code that is known here: K Cel [degF]",
+        "hark.toml:11: sensor.t.interval is `50ms`; at least \"100ms\"",
+        "hark.toml:13: sensor.t.name is `t` for a second time",
+        "hark.toml:16: sensor.t.unit does not fit: Cel cannot be converted to %",
+        "hark.toml:17: sensor.t.activity needs activity_step",
+        "hark.toml:18: sensor.t.extra is unknown; [sensor.t] has: name, driver,",
+        "hark.toml:19: sensor.t.threshold[0].above or `below` must be set, and not both",
+        "hark.toml:24: sensor.t.threshold[1].clear is 31, which is above the level 30 itself",
+        "hark.toml:27: sensor.n.driver is \"microphone\", but audio.input is \"none\"",
+        "hark.toml:28: sensor.n.min is 3, which is not below max = 2",
+    ] {
+        assert!(found.iter().any(|line| line.starts_with(expected)), "{expected}: {found:#?}");
+    }
+    assert_eq!(
+        problems("[sensor]\nname = \"t\"\n"),
+        ["hark.toml:1: sensor is a table; write [[sensor]]"]
+    );
+}
+
+#[test]
+fn the_reference_has_every_key_of_a_sensor() {
+    let reference = include_str!("../../docs/configuration.md");
+    let documented = |head: &str| -> Vec<&str> {
+        let rows = reference.lines().filter_map(|line| line.strip_prefix("| `"));
+        let keys = rows.filter_map(|row| row.split_once('`')).map(|(key, _)| key);
+        keys.filter_map(|key| key.strip_prefix(head)).collect()
+    };
+    let battery = "[[sensor]]\nname = \"b\"\ndriver = \"power-supply\"\npath = \"/b\"\nquantity = \"charge\"\n\
+        [[sensor]]\nname = \"f\"\ndriver = \"file\"\npath = \"/f\"\nquantity = \"x\"\nunit = \"1\"\n";
+    let text = format!("{SENSOR}{battery}");
+    let loaded = load("f", &text, std::iter::empty()).unwrap();
+    let mut sensor = std::collections::BTreeSet::new();
+    let mut threshold = std::collections::BTreeSet::new();
+    for setting in &loaded.settings {
+        let Some((_, key)) = setting.key.split_once("sensor.").and_then(|(_, k)| k.split_once('.'))
+        else {
+            continue;
+        };
+        match key.strip_prefix("threshold") {
+            Some(rest) => threshold.extend(rest.rsplit_once('.').map(|(_, key)| key)),
+            None => drop(sensor.insert(key)),
+        }
+    }
+    let sorted = |mut keys: Vec<&'static str>| {
+        keys.sort_unstable();
+        keys
+    };
+    let (of_sensor, of_threshold) =
+        (documented("[[sensor]] "), documented("[[sensor.threshold]] "));
+    assert_eq!(sorted(of_sensor), sensor.into_iter().collect::<Vec<_>>());
+    assert_eq!(sorted(of_threshold), threshold.into_iter().collect::<Vec<_>>());
+}
+
 #[test]
 fn the_reference_has_every_key_with_its_default_and_no_other() {
     let reference = include_str!("../../docs/configuration.md");
     let documented: Vec<(String, String)> = reference
         .lines()
         .filter_map(|line| line.strip_prefix("| `"))
+        .filter(|row| !row.starts_with("[["))
         .filter_map(|row| row.split_once("` | `"))
         .filter_map(|(key, rest)| Some((key.to_owned(), rest.split_once("` |")?.0.to_owned())))
         .collect();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::sys;
-use crate::clock::ClockState;
+use crate::clock::{ClockState, Zone};
 
 /// Namespace of the version 5 UUIDs (RFC 9562 §5.5) that stand for devices. Never change it: the
 /// device ids, and with them topics and sources, follow from it.
@@ -32,6 +32,39 @@ fn device_id_from(file: &Path) -> Result<String, String> {
             Ok(id.simple().to_string()[..16].to_owned())
         }
     }
+}
+
+/// The time zone of the home: by its name in the system's time zone database (`Europe/Zurich`), by a
+/// POSIX rule (`CET-1CEST,M3.5.0,M10.5.0/3`), or, if empty, that of the system.
+///
+/// # Errors
+/// One line: there is no such zone.
+pub fn zone(timezone: &str) -> Result<Zone, String> {
+    zone_from(timezone, Path::new("/etc/localtime"), Path::new("/usr/share/zoneinfo"))
+}
+
+fn zone_from(timezone: &str, system: &Path, database: &Path) -> Result<Zone, String> {
+    let read = |path: &Path| {
+        let bytes = std::fs::read(path).map_err(|e| format!("read {}: {e}", path.display()))?;
+        Zone::from_file(&bytes).map_err(|e| format!("{} is no time zone: {e}", path.display()))
+    };
+    if timezone.is_empty() {
+        // localtime(5): without the file it is UTC.
+        return if system.exists() { read(system) } else { Ok(Zone::utc()) };
+    }
+    let is_name = timezone.split('/').all(|part| {
+        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_+-".contains(&b))
+    });
+    let file = database.join(timezone);
+    if is_name && file.is_file() {
+        return read(&file);
+    }
+    Zone::from_rule(timezone).map_err(|_| {
+        format!(
+            "`{timezone}` is neither in {} nor a rule such as CET-1CEST,M3.5.0,M10.5.0/3",
+            database.display()
+        )
+    })
 }
 
 /// The kernel's id of this boot; `unknown` where neither it nor `$HARK_BOOT_ID` says. The variable
@@ -117,6 +150,33 @@ mod tests {
             file.set_modified(at).unwrap();
             assert_eq!(timesync_state(&path), state);
         }
+    }
+
+    #[test]
+    fn a_zone_is_that_of_the_system_or_a_name_or_a_rule() {
+        let directory = tempfile::tempdir().unwrap();
+        let (system, database) = (directory.path().join("localtime"), directory.path());
+        let zone = |timezone: &str| zone_from(timezone, &system, database);
+        assert_eq!(zone(""), Ok(Zone::utc()));
+        // A file of version 1 with one kind of time, two hours east: RFC 8536 §3.
+        let mut file = b"TZif".to_vec();
+        file.extend([0; 16]);
+        file.extend([0u32, 0, 0, 0, 1, 4].map(u32::to_be_bytes).concat());
+        file.extend(7200i32.to_be_bytes());
+        file.extend([0, 0]);
+        file.extend(b"EET\0");
+        std::fs::create_dir(database.join("Africa")).unwrap();
+        std::fs::write(database.join("Africa/Cairo"), &file).unwrap();
+        let hour = |zone: Zone| zone.local(0).hh_mm();
+        assert_eq!(hour(zone("Africa/Cairo").unwrap()), "02:00");
+        std::fs::write(&system, &file).unwrap();
+        assert_eq!(hour(zone("").unwrap()), "02:00");
+        assert_eq!(hour(zone("XYZ-3").unwrap()), "03:00");
+        for wrong in ["Europe/Zurich", "../localtime", "/etc/passwd", "Africa"] {
+            assert!(zone(wrong).unwrap_err().contains(wrong), "{wrong}");
+        }
+        std::fs::write(&system, b"no").unwrap();
+        assert!(zone("").unwrap_err().contains("is no time zone"));
     }
 
     #[test]

@@ -55,6 +55,55 @@ pub enum Occurrence {
         /// Which part.
         part: String,
     },
+    /// A sensor has measured something worth telling.
+    SensorReading {
+        /// The sensor.
+        name: String,
+        /// What it measures: `temperature`.
+        quantity: String,
+        /// How much.
+        value: f64,
+        /// Of what: a UCUM code.
+        unit: &'static str,
+    },
+    /// A threshold is exceeded, or no longer.
+    Threshold {
+        /// Which of the two.
+        exceeded: bool,
+        /// Where the event goes.
+        lane: Lane,
+        /// How bad it is: `severitytext`.
+        severity: &'static str,
+        /// The sensor.
+        name: String,
+        /// Which of its thresholds.
+        threshold: String,
+        /// What it measures.
+        quantity: String,
+        /// The value that decided.
+        value: f64,
+        /// Beyond which it is exceeded.
+        level: f64,
+        /// Of both: a UCUM code.
+        unit: &'static str,
+    },
+    /// Nobody has been about for longer than usual, or somebody is again.
+    Inactivity {
+        /// Where the event goes.
+        lane: Lane,
+        /// Which sign ended it; `None`: it is detected.
+        ended_by: Option<String>,
+        /// When the silence began, RFC 3339.
+        since: String,
+        /// How long it is or was, seconds.
+        silence_s: u64,
+        /// How long it might have been, seconds.
+        limit_s: u64,
+        /// Why: `rhythm`, `learning`, `clock-unknown`, `out`.
+        basis: &'static str,
+        /// For people, one line.
+        explanation: String,
+    },
     /// The outbox found itself damaged; this is what could not be recovered.
     EventsLost {
         /// What was wrong, in one line.
@@ -198,19 +247,21 @@ struct Description {
 impl Occurrence {
     fn describe(&self) -> Description {
         match self {
-            Self::KeyphraseDetected { phrase, score, model, level_dbfs, stages } => Description::new(
-                "voice.keyphrase.detected",
-                Lane::Alert,
-                "WARN",
-                None,
-                json!({
-                    "phrase": phrase,
-                    "score": rounded(*score),
-                    "model": model,
-                    "level_dbfs": rounded(*level_dbfs),
-                    "stages": stages,
-                }),
-            ),
+            Self::KeyphraseDetected { phrase, score, model, level_dbfs, stages } => {
+                Description::new(
+                    "voice.keyphrase.detected",
+                    Lane::Alert,
+                    "WARN",
+                    None,
+                    json!({
+                        "phrase": phrase,
+                        "score": rounded(*score),
+                        "model": model,
+                        "level_dbfs": rounded(*level_dbfs),
+                        "stages": stages,
+                    }),
+                )
+            }
             Self::SessionStarted { boot_id, version } => Description::new(
                 "device.session.started",
                 Lane::Status,
@@ -242,6 +293,54 @@ impl Occurrence {
                 Some(part.clone()),
                 json!({ "part": part }),
             ),
+            Self::SensorReading { name, quantity, value, unit } => Description::new(
+                "sensor.reading.recorded",
+                Lane::Telemetry,
+                "INFO",
+                Some(name.clone()),
+                json!({ "name": name, "quantity": quantity, "value": value, "unit": unit }),
+            ),
+            Self::Threshold {
+                exceeded,
+                lane,
+                severity,
+                name,
+                threshold,
+                quantity,
+                value,
+                level,
+                unit,
+            } => Description::new(
+                if *exceeded { "sensor.threshold.exceeded" } else { "sensor.threshold.cleared" },
+                *lane,
+                if *exceeded { severity } else { "INFO" },
+                Some(name.clone()),
+                json!({
+                    "name": name,
+                    "threshold": threshold,
+                    "quantity": quantity,
+                    "value": value,
+                    "level": level,
+                    "unit": unit,
+                }),
+            ),
+            Self::Inactivity { lane, ended_by, since, silence_s, limit_s, basis, explanation } => {
+                let mut data = json!({
+                    "since": since,
+                    "silence_s": silence_s,
+                    "limit_s": limit_s,
+                    "basis": basis,
+                    "explanation": explanation,
+                });
+                let (suffix, severity) = match ended_by {
+                    None => ("activity.inactivity.detected", "WARN"),
+                    Some(source) => {
+                        data["ended_by"] = source.clone().into();
+                        ("activity.inactivity.cleared", "INFO")
+                    }
+                };
+                Description::new(suffix, *lane, severity, None, data)
+            }
             Self::EventsLost { cause, recovered, losses } => {
                 let mut data = losses.describe(cause);
                 data["recovered"] = (*recovered).into();
@@ -412,6 +511,11 @@ mod tests {
             Occurrence::Heartbeat { health: crate::status::Status::example().to_value() },
             Occurrence::FaultRaised { part: text(), problem: text() },
             Occurrence::FaultCleared { part: text() },
+            Occurrence::SensorReading { name: text(), quantity: text(), value: 21.5, unit: "Cel" },
+            threshold(true),
+            threshold(false),
+            inactivity(None),
+            inactivity(Some("hall".to_owned())),
             Occurrence::EventsLost { cause: text(), recovered: 1, losses: Losses::default() },
             Occurrence::EventsEvicted { cause: text(), losses: Losses::default() },
             Occurrence::EventsExpired { cause: text(), losses: Losses::default() },
@@ -433,6 +537,42 @@ mod tests {
         let some = || Some("x".to_owned());
         let (request, from, command, subject) = (some(), some(), some(), some());
         Occurrence::Command { answer, request, from, command, subject, reason: some() }
+    }
+
+    fn threshold(exceeded: bool) -> Occurrence {
+        Occurrence::Threshold {
+            exceeded,
+            lane: Lane::Alert,
+            severity: "ERROR",
+            name: "bedroom".to_owned(),
+            threshold: "too cold".to_owned(),
+            quantity: "temperature".to_owned(),
+            value: 11.9,
+            level: 12.0,
+            unit: "Cel",
+        }
+    }
+
+    fn inactivity(ended_by: Option<String>) -> Occurrence {
+        Occurrence::Inactivity {
+            lane: Lane::Status,
+            ended_by,
+            since: "2026-11-22T06:10:00.000Z".to_owned(),
+            silence_s: 12_000,
+            limit_s: 10_800,
+            basis: "rhythm",
+            explanation: "no activity since 07:10; usually by 08:00 on Sundays".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_threshold_goes_where_it_is_sent_and_only_its_beginning_is_severe() {
+        for (exceeded, severity) in [(true, "ERROR"), (false, "INFO")] {
+            let (lane, event) = make(&threshold(exceeded));
+            assert_eq!(lane, Lane::Alert);
+            assert_eq!(event.attribute("severitytext").unwrap().as_str(), Some(severity));
+            assert_eq!(event.attribute("subject").unwrap().as_str(), Some("bedroom"));
+        }
     }
 
     fn make(occurrence: &Occurrence) -> (Lane, Event) {

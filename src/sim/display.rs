@@ -89,6 +89,16 @@ impl<W: Write + IsTerminal> Display<W> {
                 let test = if *test { " (test)" } else { "" };
                 self.line("ALARM", &format!("{step}{test} {alarm}"));
             }
+            Happening::Reading { sensor, quantity, value, unit } => {
+                self.line("reading", &format!("{sensor}: {quantity} {value} {unit}"));
+            }
+            Happening::Threshold { sensor, threshold, exceeded, value, unit } => {
+                let what = if *exceeded { "EXCEEDED" } else { "cleared" };
+                self.line(what, &format!("{sensor}: {threshold} ({value} {unit})"));
+            }
+            Happening::Inactivity { detected, explanation } => {
+                self.line(if *detected { "INACTIVE" } else { "active" }, explanation);
+            }
             Happening::Accepted { id, lane, event_type, sequence } => {
                 self.totals.accepted += 1;
                 self.line("accepted", &format!("{id} {lane} #{sequence} {event_type}"));

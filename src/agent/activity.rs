@@ -1,0 +1,250 @@
+//! The thread that watches over the daily rhythm of the home, and remembers it.
+//!
+//! Signs of activity come from sensors, and from whoever else holds an [`Activity`]. What was learned stands in a
+//! file beside the outbox (`docs/adr/0017`), written when something of it has changed: about once an hour. The
+//! event comes first: after a crash between the two it is told once more, and never lost.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::sensing::{Clocks, lane};
+use super::{BUDGET, Happening, Reporter};
+use crate::cli::{Failure, exit};
+use crate::clock::{WallTime, Zone};
+use crate::config::{self, Config};
+use crate::driver::{host, memory_file};
+use crate::event::catalogue::Occurrence;
+use crate::sensor::inactivity::{Away, Finding, Inactivity, Memory, Silence};
+use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
+
+/// Signs that wait at most; more of them say nothing more.
+const QUEUED: usize = 256;
+/// How often the watch looks at the clock.
+const LOOK: Duration = Duration::from_secs(60);
+/// The longest sleep: the time within which the end of the agent is noticed.
+const NAP: Duration = Duration::from_secs(1);
+/// The part at fault when its memory is.
+const PART: &str = "activity";
+
+/// What the thread needs, checked.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    settings: config::Activity,
+    zone: Zone,
+    file: PathBuf,
+}
+
+/// Finds the time zone; `None` where no sensor shows activity.
+///
+/// # Errors
+/// 78: there is no such time zone.
+pub(super) fn plan(config: &Config) -> Result<Option<Plan>, Failure> {
+    let zone = host::zone(&config.device.timezone)
+        .map_err(|e| Failure::new(exit::CONFIG, format!("device.timezone: {e}")))?;
+    if config.sensors.iter().all(|sensor| sensor.activity.is_none()) {
+        return Ok(None);
+    }
+    let file = activity_file(&config.outbox.path);
+    Ok(Some(Plan { settings: config.activity.clone(), zone, file }))
+}
+
+/// Where the rhythm is remembered: `/var/lib/hark/outbox` → `/var/lib/hark/outbox.activity`.
+pub fn activity_file(outbox: &Path) -> PathBuf {
+    let mut name = outbox.as_os_str().to_owned();
+    name.push(".activity");
+    name.into()
+}
+
+#[derive(Debug)]
+enum Message {
+    Sign { source: String, door: bool },
+    Away { away: Option<Away>, remembered: oneshot::Sender<Result<(), String>> },
+}
+
+/// Tells the watch of signs of activity and of holidays. Cheap to clone; where nothing is watched
+/// over, signs go nowhere.
+#[derive(Debug, Clone, Default)]
+pub struct Activity(Option<mpsc::SyncSender<Message>>);
+
+impl Activity {
+    /// Somebody is about, as `source` shows; `door`: and may have left.
+    pub fn sign(&self, source: &str, door: bool) {
+        if let Some(messages) = &self.0 {
+            // Full: there were hundreds of signs just now.
+            let _ = messages.try_send(Message::Sign { source: source.to_owned(), door });
+        }
+    }
+
+    /// Begins (`until_ms` since 1970, or without end) or ends a holiday; returns once that is
+    /// remembered on the disk.
+    ///
+    /// # Errors
+    /// One line: nothing is watched over, or it could not be remembered.
+    pub async fn set_away(&self, away: Option<Away>) -> Result<(), String> {
+        let none = "no sensor shows activity: there is nothing to call off";
+        let messages = self.0.as_ref().ok_or(none)?;
+        let (remembered, answer) = oneshot::channel();
+        let busy = "the watch over activity does not answer; try again";
+        messages.try_send(Message::Away { away, remembered }).map_err(|_| busy)?;
+        answer.await.map_err(|_| busy)?
+    }
+}
+
+/// Starts the thread.
+pub(super) fn start(
+    supervisor: &mut Supervisor,
+    plan: Plan,
+    reporter: &Reporter,
+    clocks: Clocks,
+) -> Activity {
+    let (sender, messages) = mpsc::sync_channel(QUEUED);
+    let messages = Arc::new(Mutex::new(messages));
+    let reporter = reporter.clone();
+    supervisor.thread(Stage::Source, "activity", BUDGET, move |stop| {
+        let messages = messages.lock().unwrap_or_else(PoisonError::into_inner);
+        Watch::new(&plan, &reporter, clocks).run(&messages, &stop)
+    });
+    Activity(Some(sender))
+}
+
+struct Watch<'a> {
+    plan: &'a Plan,
+    reporter: &'a Reporter,
+    clocks: Clocks,
+    inactivity: Inactivity,
+    /// As it stands in the file, but for the moment of the last sign.
+    remembered: Option<Memory>,
+}
+
+impl<'a> Watch<'a> {
+    fn new(plan: &'a Plan, reporter: &'a Reporter, clocks: Clocks) -> Self {
+        let memory = recall(&plan.file).unwrap_or_else(|problem| {
+            let problem = format!(
+                "what was learned of the daily rhythm cannot be used, learning begins anew: {problem}"
+            );
+            // Cleared with the first file that is written.
+            reporter.raise_blocking(PART, &problem);
+            let _ = memory_file::set_aside(&plan.file);
+            None
+        });
+        let inactivity =
+            Inactivity::new(plan.settings.clone(), plan.zone.clone(), memory, clocks.world.now());
+        Self { plan, reporter, clocks, inactivity, remembered: None }
+    }
+
+    fn run(mut self, messages: &mpsc::Receiver<Message>, stop: &Stop) -> Outcome {
+        let mut looked = None;
+        while !stop.is_set() {
+            let world = self.clocks.world;
+            let message = messages.recv_timeout(NAP.min(world.real(LOOK)));
+            let (now, wall) = (world.now(), world.wall());
+            match message {
+                Ok(Message::Sign { source, door }) => {
+                    let found = self.inactivity.handle_sign(now, wall, &source, door);
+                    self.tell(found, wall)?;
+                }
+                Ok(Message::Away { away, remembered }) => {
+                    self.inactivity.set_away(away, now);
+                    self.tell_away(away);
+                    let _ = remembered.send(self.remember());
+                }
+                Err(_) => {
+                    if looked.is_some_and(|at| now.duration_since(at) < LOOK) {
+                        continue;
+                    }
+                    looked = Some(now);
+                    let found = self.inactivity.handle_tick(now, wall);
+                    self.tell(found, wall)?;
+                }
+            }
+            let _ = self.remember();
+        }
+        self.remembered = None;
+        let _ = self.remember();
+        Ok(())
+    }
+
+    /// Writes the file if anything but the moment of the last sign has changed.
+    fn remember(&mut self) -> Result<(), String> {
+        let world = self.clocks.world;
+        let memory = self.inactivity.memory(world.now(), world.wall());
+        let key = Memory { last_sign_ms: None, ..memory.clone() };
+        if self.remembered.as_ref() == Some(&key) {
+            return Ok(());
+        }
+        let written = memory.encode().map_err(|e| e.to_string()).and_then(|bytes| {
+            memory_file::write(&self.plan.file, &bytes)
+                .map_err(|e| format!("write {}: {e}", self.plan.file.display()))
+        });
+        match &written {
+            Ok(()) => {
+                self.remembered = Some(key);
+                self.reporter.clear_blocking(PART);
+            }
+            Err(problem) => self.reporter.raise_blocking(PART, problem),
+        }
+        written
+    }
+
+    fn tell(&self, found: Vec<Finding>, wall: WallTime) -> Result<(), String> {
+        for finding in found {
+            let occurrence = match finding {
+                Finding::Detected(silence) => self.occurrence(silence, None, wall),
+                Finding::Cleared(silence, source) => self.occurrence(silence, Some(source), wall),
+                Finding::Learned(percent) => {
+                    tracing::info!(percent, "the daily rhythm is learned");
+                    Occurrence::SensorReading {
+                        name: PART.to_owned(),
+                        quantity: "learned".to_owned(),
+                        value: f64::from(percent),
+                        unit: "%",
+                    }
+                }
+            };
+            self.reporter.report_at_blocking(&occurrence, wall)?;
+        }
+        Ok(())
+    }
+
+    fn occurrence(&self, silence: Silence, ended_by: Option<String>, wall: WallTime) -> Occurrence {
+        let Silence { lasted, limit, basis, explanation } = silence;
+        let detected = ended_by.is_none();
+        tracing::warn!(detected, "{explanation}");
+        self.reporter
+            .happened(Happening::Inactivity { detected, explanation: explanation.clone() });
+        let lasted_ms = u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX);
+        let since = WallTime { unix_ms: wall.unix_ms.saturating_sub(lasted_ms), ..wall };
+        Occurrence::Inactivity {
+            lane: lane(self.plan.settings.urgency),
+            ended_by,
+            since: since.to_rfc3339(),
+            silence_s: lasted.as_secs(),
+            limit_s: limit.as_secs(),
+            basis: basis.as_str(),
+            explanation,
+        }
+    }
+
+    fn tell_away(&self, away: Option<Away>) {
+        match away {
+            Some(Away { until_ms: None }) => tracing::info!("away: nothing is watched over"),
+            Some(Away { until_ms: Some(until) }) => {
+                tracing::info!("away until {}", self.plan.zone.local(until).hh_mm());
+            }
+            None => tracing::info!("no longer away"),
+        }
+    }
+}
+
+fn recall(file: &Path) -> Result<Option<Memory>, String> {
+    match memory_file::read(file) {
+        Ok(None) => Ok(None),
+        Ok(Some(bytes)) => {
+            Memory::decode(&bytes).map(Some).map_err(|e| format!("{}: {e}", file.display()))
+        }
+        Err(error) => Err(format!("read {}: {error}", file.display())),
+    }
+}
