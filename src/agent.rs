@@ -332,11 +332,12 @@ pub async fn run(
     }
     let clocks = sensing::Clocks { clock, world };
     let activity = match activity {
-        Some(plan) => activity::start(&mut supervisor, plan, &reporter, clocks),
+        Some(plan) => activity::start(&mut supervisor, plan, &reporter, &alarms, clocks),
         None => Activity::default(),
     };
+    pressing::start(&mut supervisor, &config.buttons, &reporter, &alarms, &activity, clock);
     if let Some(plan) = sensing {
-        sensing::start(&mut supervisor, plan, &reporter, clocks, loudness, activity);
+        sensing::start(&mut supervisor, plan, &reporter, &alarms, clocks, loudness, activity);
     }
     // Last, since a status waits for company: nothing that matters more waits for it.
     reporter.report(&started()).await.map_err(|e| Failure::new(exit::IO, e))?;

@@ -89,6 +89,10 @@ fn readings_thresholds_and_faults_of_sensors_reach_the_broker() {
         (&hot["data"]["threshold"], &hot["data"]["value"]),
         (&"too hot".into(), &30.4.into())
     );
+    // In that lane it is an alarm as well.
+    let alarm = wait(&subscriber, "alarm.call.pending", |_| true);
+    assert_eq!(alarm["causationid"], hot["id"], "{alarm}");
+    assert!(alarm["data"].to_string().contains("threshold"), "{alarm}");
     write(&temperature, "27900\n");
     wait(&subscriber, "sensor.threshold.cleared", |data| data["name"] == "room");
 

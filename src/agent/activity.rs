@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::alarming::AlarmHandle;
 use super::sensing::{Clocks, lane};
 use super::{BUDGET, Happening, Reporter};
+use crate::alarm::Kind;
 use crate::cli::{Failure, exit};
 use crate::clock::{WallTime, Zone};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Urgency};
 use crate::driver::{host, memory_file};
 use crate::event::catalogue::Occurrence;
 use crate::sensor::inactivity::{Away, Finding, Inactivity, Memory, Silence};
@@ -98,14 +100,15 @@ pub(super) fn start(
     supervisor: &mut Supervisor,
     plan: Plan,
     reporter: &Reporter,
+    alarms: &AlarmHandle,
     clocks: Clocks,
 ) -> Activity {
     let (sender, messages) = mpsc::sync_channel(QUEUED);
     let messages = Arc::new(Mutex::new(messages));
-    let reporter = reporter.clone();
+    let (reporter, alarms) = (reporter.clone(), alarms.clone());
     supervisor.thread(Stage::Source, "activity", BUDGET, move |stop| {
         let messages = messages.lock().unwrap_or_else(PoisonError::into_inner);
-        Watch::new(&plan, &reporter, clocks).run(&messages, &stop)
+        Watch::new(&plan, &reporter, &alarms, clocks).run(&messages, &stop)
     });
     Activity(Some(sender))
 }
@@ -113,6 +116,7 @@ pub(super) fn start(
 struct Watch<'a> {
     plan: &'a Plan,
     reporter: &'a Reporter,
+    alarms: &'a AlarmHandle,
     clocks: Clocks,
     inactivity: Inactivity,
     /// As it stands in the file, but for the moment of the last sign.
@@ -120,7 +124,12 @@ struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    fn new(plan: &'a Plan, reporter: &'a Reporter, clocks: Clocks) -> Self {
+    fn new(
+        plan: &'a Plan,
+        reporter: &'a Reporter,
+        alarms: &'a AlarmHandle,
+        clocks: Clocks,
+    ) -> Self {
         let memory = recall(&plan.file).unwrap_or_else(|problem| {
             let problem = format!(
                 "what was learned of the daily rhythm cannot be used, learning begins anew: {problem}"
@@ -132,7 +141,7 @@ impl<'a> Watch<'a> {
         });
         let inactivity =
             Inactivity::new(plan.settings.clone(), plan.zone.clone(), memory, clocks.world.now());
-        Self { plan, reporter, clocks, inactivity, remembered: None }
+        Self { plan, reporter, alarms, clocks, inactivity, remembered: None }
     }
 
     fn run(mut self, messages: &mpsc::Receiver<Message>, stop: &Stop) -> Outcome {
@@ -192,7 +201,15 @@ impl<'a> Watch<'a> {
     fn tell(&self, found: Vec<Finding>, wall: WallTime) -> Result<(), String> {
         for finding in found {
             let occurrence = match finding {
-                Finding::Detected(silence) => self.occurrence(silence, None, wall),
+                Finding::Detected(silence) => {
+                    let text = silence.explanation.clone();
+                    let occurrence = self.occurrence(silence, None, wall);
+                    if self.plan.settings.urgency == Urgency::Alert {
+                        self.alarms.trigger_blocking(&occurrence, Kind::Inactivity, text)?;
+                        continue;
+                    }
+                    occurrence
+                }
                 Finding::Cleared(silence, source) => self.occurrence(silence, Some(source), wall),
                 Finding::Learned(percent) => {
                     tracing::info!(percent, "the daily rhythm is learned");

@@ -1,4 +1,4 @@
-//! Starts everything that gets help: the alarms, the buttons, light and tone.
+//! Starts what gets help: the alarms, light and tone.
 
 use tokio::sync::{mpsc, watch};
 
@@ -35,7 +35,6 @@ pub(super) fn start(
     let boot = host::boot_id();
     let wires = Wires { reporter: reporter.clone(), maker, clock, rng, boot, ingested, signal };
     let alarms = alarming::start(supervisor, plan, wires);
-    pressing::start(supervisor, &config.buttons, &reporter, &alarms, clock);
     if let Some(controls) = controls {
         pressing::start_controls(supervisor, controls, &alarms);
     }

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, mpsc};
 
+use super::alarming::AlarmHandle;
 use super::{Activity, BUDGET, Happening, Reporter};
+use crate::alarm::Kind;
 use crate::audio::Loudness;
 use crate::cli::{Failure, exit};
 use crate::clock::Clock;
@@ -116,6 +118,7 @@ pub(super) fn start(
     supervisor: &mut Supervisor,
     plan: Plan,
     reporter: &Reporter,
+    alarms: &AlarmHandle,
     clocks: Clocks,
     loudness: Arc<Loudness>,
     activity: Activity,
@@ -124,11 +127,12 @@ pub(super) fn start(
     let (news, told) = mpsc::channel(QUEUED);
     store_readings(supervisor, reporter, stored);
     tell_news(supervisor, reporter, told);
-    let reporter = reporter.clone();
+    let (reporter, alarms) = (reporter.clone(), alarms.clone());
     supervisor.thread(Stage::Source, "sensors", BUDGET, move |stop| {
         let (readings, news) = (readings.clone(), news.clone());
-        let (reporter, activity) = (reporter.clone(), activity.clone());
-        let out = Out { reporter, activity, readings, news, clocks, stop: stop.clone() };
+        let (reporter, alarms) = (reporter.clone(), alarms.clone());
+        let (activity, stop) = (activity.clone(), stop.clone());
+        let out = Out { reporter, alarms, activity, readings, news, clocks, stop: stop.clone() };
         Sensing::new(&plan, &loudness, out)?.run(&stop)
     });
 }
@@ -204,6 +208,7 @@ fn tell_news(supervisor: &mut Supervisor, reporter: &Reporter, news: mpsc::Recei
 /// Where the thread puts what it has to say.
 struct Out {
     reporter: Reporter,
+    alarms: AlarmHandle,
     activity: Activity,
     readings: mpsc::Sender<(Lane, Event)>,
     news: mpsc::Sender<Word>,
@@ -261,7 +266,7 @@ impl Out {
             value,
             unit,
         });
-        self.event(&Occurrence::Threshold {
+        let occurrence = Occurrence::Threshold {
             exceeded,
             lane: lane(threshold.urgency),
             severity: threshold.severity,
@@ -271,7 +276,14 @@ impl Out {
             value,
             level: threshold.level,
             unit,
-        });
+        };
+        if !exceeded || threshold.urgency != Urgency::Alert {
+            return self.event(&occurrence);
+        }
+        let text = format!("{}: {} ({value} {unit})", settings.name, threshold.name);
+        if let Err(error) = self.alarms.trigger_blocking(&occurrence, Kind::Threshold, text) {
+            tracing::error!("an alert of a sensor is not recorded: {error}");
+        }
     }
 }
 
