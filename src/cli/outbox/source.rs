@@ -9,9 +9,9 @@ use super::super::client::Agent;
 use super::super::{Failure, exit};
 use crate::clock::{Clock, Rng};
 use crate::config::Config;
+use crate::driver::host;
 use crate::driver::outbox_admin::{Admin, Destroy, Page, Query, Requeue, Stats};
 use crate::driver::outbox_offline::{Offline, OfflineError};
-use crate::driver::host;
 use crate::event::catalogue::Maker;
 
 /// What the files are opened for.
