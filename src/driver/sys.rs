@@ -121,16 +121,15 @@ pub fn allocate(file: &File, bytes: u64) -> io::Result<()> {
     }
 }
 
-/// Lets the C library keep no more than two heaps instead of eight a core: each of them keeps what its threads
-/// once needed, and opening a store with 500,000 events needs some from several threads. To be called before
-/// there are any.
+/// Lets the C library keep one heap instead of eight a core: each of them keeps what its threads once needed,
+/// and a store with 500,000 events needs some from several threads. To be called before there are any.
 ///
 /// Source: mallopt(3), `M_ARENA_MAX`.
-pub fn limit_heaps() {
+pub fn share_one_heap() {
     // SAFETY: takes two numbers. An answer of 0 means that all stays as it was, which costs memory only.
     #[cfg(target_env = "gnu")]
     unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 
