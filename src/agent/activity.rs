@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::alarming::AlarmHandle;
 use super::sensing::{Clocks, lane};
 use super::{BUDGET, Happening, Reporter};
+use crate::alarm::Kind;
 use crate::cli::{Failure, exit};
 use crate::clock::{WallTime, Zone};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Urgency};
 use crate::driver::{host, memory_file};
 use crate::event::catalogue::Occurrence;
 use crate::sensor::inactivity::{Away, Finding, Inactivity, Memory, Silence};
@@ -93,26 +95,37 @@ impl Activity {
     }
 }
 
+/// What the watch is told.
+#[derive(Debug)]
+pub(super) struct Inbox(mpsc::Receiver<Message>);
+
+/// The two ends: one for whoever sees somebody, one for [`start`].
+pub(super) fn channel() -> (Activity, Inbox) {
+    let (sender, messages) = mpsc::sync_channel(QUEUED);
+    (Activity(Some(sender)), Inbox(messages))
+}
+
 /// Starts the thread.
 pub(super) fn start(
     supervisor: &mut Supervisor,
     plan: Plan,
+    inbox: Inbox,
     reporter: &Reporter,
+    alarms: &AlarmHandle,
     clocks: Clocks,
-) -> Activity {
-    let (sender, messages) = mpsc::sync_channel(QUEUED);
-    let messages = Arc::new(Mutex::new(messages));
-    let reporter = reporter.clone();
+) {
+    let messages = Arc::new(Mutex::new(inbox.0));
+    let (reporter, alarms) = (reporter.clone(), alarms.clone());
     supervisor.thread(Stage::Source, "activity", BUDGET, move |stop| {
         let messages = messages.lock().unwrap_or_else(PoisonError::into_inner);
-        Watch::new(&plan, &reporter, clocks).run(&messages, &stop)
+        Watch::new(&plan, &reporter, &alarms, clocks).run(&messages, &stop)
     });
-    Activity(Some(sender))
 }
 
 struct Watch<'a> {
     plan: &'a Plan,
     reporter: &'a Reporter,
+    alarms: &'a AlarmHandle,
     clocks: Clocks,
     inactivity: Inactivity,
     /// As it stands in the file, but for the moment of the last sign.
@@ -120,7 +133,12 @@ struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    fn new(plan: &'a Plan, reporter: &'a Reporter, clocks: Clocks) -> Self {
+    fn new(
+        plan: &'a Plan,
+        reporter: &'a Reporter,
+        alarms: &'a AlarmHandle,
+        clocks: Clocks,
+    ) -> Self {
         let memory = recall(&plan.file).unwrap_or_else(|problem| {
             let problem = format!(
                 "what was learned of the daily rhythm cannot be used, learning begins anew: {problem}"
@@ -132,7 +150,7 @@ impl<'a> Watch<'a> {
         });
         let inactivity =
             Inactivity::new(plan.settings.clone(), plan.zone.clone(), memory, clocks.world.now());
-        Self { plan, reporter, clocks, inactivity, remembered: None }
+        Self { plan, reporter, alarms, clocks, inactivity, remembered: None }
     }
 
     fn run(mut self, messages: &mpsc::Receiver<Message>, stop: &Stop) -> Outcome {
@@ -192,7 +210,15 @@ impl<'a> Watch<'a> {
     fn tell(&self, found: Vec<Finding>, wall: WallTime) -> Result<(), String> {
         for finding in found {
             let occurrence = match finding {
-                Finding::Detected(silence) => self.occurrence(silence, None, wall),
+                Finding::Detected(silence) => {
+                    let text = silence.explanation.clone();
+                    let detected = self.occurrence(silence, None, wall);
+                    if self.plan.settings.urgency == Urgency::Alert {
+                        self.alarms.trigger_blocking(&detected, Kind::Inactivity, text)?;
+                        continue;
+                    }
+                    detected
+                }
                 Finding::Cleared(silence, source) => self.occurrence(silence, Some(source), wall),
                 Finding::Learned(percent) => {
                     tracing::info!(percent, "the daily rhythm is learned");

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, mpsc};
 
 use super::alarming::AlarmHandle;
-use super::{BUDGET, Control, Reporter};
+use super::{Activity, BUDGET, Control, Reporter};
 use crate::clock::Clock;
 use crate::config;
 use crate::driver::button::{self, Contact, Levels};
@@ -25,6 +25,7 @@ pub(super) fn start(
     buttons: &[config::Button],
     reporter: &Reporter,
     alarms: &AlarmHandle,
+    activity: &Activity,
     clock: Clock,
 ) {
     for settings in buttons {
@@ -35,6 +36,7 @@ pub(super) fn start(
             stuck: format!("button.{}.stuck", settings.name),
             reporter: reporter.clone(),
             alarms: alarms.clone(),
+            activity: activity.clone(),
             clock,
         };
         supervisor.task(Stage::Source, "button", BUDGET, move |stop| {
@@ -88,6 +90,7 @@ struct Watcher {
     stuck: String,
     reporter: Reporter,
     alarms: AlarmHandle,
+    activity: Activity,
     clock: Clock,
 }
 
@@ -155,6 +158,7 @@ impl Watcher {
     async fn pressed(&self, press: Press, held: Duration) {
         let (button, press_name) = (&self.settings.name, press.as_str());
         tracing::warn!(button, press = press_name, held_ms = held.as_millis(), "pressed");
+        self.activity.sign(button, false);
         self.alarms.press(button, press, held).await;
     }
 }

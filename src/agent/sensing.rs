@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, mpsc};
 
+use super::alarming::AlarmHandle;
 use super::{Activity, BUDGET, Happening, Reporter};
+use crate::alarm::Kind;
 use crate::audio::Loudness;
 use crate::cli::{Failure, exit};
 use crate::clock::Clock;
@@ -119,16 +121,17 @@ pub(super) fn start(
     clocks: Clocks,
     loudness: Arc<Loudness>,
     activity: Activity,
+    alarms: &AlarmHandle,
 ) {
     let (readings, stored) = mpsc::channel(QUEUED);
     let (news, told) = mpsc::channel(QUEUED);
     store_readings(supervisor, reporter, stored);
     tell_news(supervisor, reporter, told);
-    let reporter = reporter.clone();
+    let (reporter, alarms) = (reporter.clone(), alarms.clone());
     supervisor.thread(Stage::Source, "sensors", BUDGET, move |stop| {
         let (readings, news) = (readings.clone(), news.clone());
-        let (reporter, activity) = (reporter.clone(), activity.clone());
-        let out = Out { reporter, activity, readings, news, clocks, stop: stop.clone() };
+        let (reporter, activity, alarms) = (reporter.clone(), activity.clone(), alarms.clone());
+        let out = Out { reporter, activity, alarms, readings, news, clocks, stop: stop.clone() };
         Sensing::new(&plan, &loudness, out)?.run(&stop)
     });
 }
@@ -205,6 +208,7 @@ fn tell_news(supervisor: &mut Supervisor, reporter: &Reporter, news: mpsc::Recei
 struct Out {
     reporter: Reporter,
     activity: Activity,
+    alarms: AlarmHandle,
     readings: mpsc::Sender<(Lane, Event)>,
     news: mpsc::Sender<Word>,
     clocks: Clocks,
@@ -261,7 +265,7 @@ impl Out {
             value,
             unit,
         });
-        self.event(&Occurrence::Threshold {
+        let occurrence = Occurrence::Threshold {
             exceeded,
             lane: lane(threshold.urgency),
             severity: threshold.severity,
@@ -271,7 +275,14 @@ impl Out {
             value,
             level: threshold.level,
             unit,
-        });
+        };
+        if !exceeded || threshold.urgency == Urgency::Status {
+            return self.event(&occurrence);
+        }
+        let text = format!("{}: {} ({value} {unit})", settings.name, threshold.name);
+        if let Err(error) = self.alarms.trigger_blocking(&occurrence, Kind::Threshold, text) {
+            tracing::error!("a threshold made no alarm: {error}");
+        }
     }
 }
 
