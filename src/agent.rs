@@ -84,15 +84,6 @@ pub enum Happening {
         /// Where the phrase ends, from the start of the stream.
         at: std::time::Duration,
     },
-    /// An alarm has taken a step.
-    Alarm {
-        /// The alarm's id.
-        alarm: String,
-        /// Which: `pending`, `raised`, …
-        step: &'static str,
-        /// It is only a test.
-        test: bool,
-    },
     /// A sensor has told a value.
     Reading {
         /// The sensor.
@@ -123,6 +114,15 @@ pub enum Happening {
         detected: bool,
         /// For people.
         explanation: String,
+    },
+    /// An alarm has taken a step.
+    Alarm {
+        /// The alarm's id.
+        alarm: String,
+        /// Which: `pending`, `raised`, …
+        step: &'static str,
+        /// It is only a test.
+        test: bool,
     },
     /// On stable storage.
     Accepted {
@@ -213,10 +213,10 @@ pub struct Parts {
     pub happenings: broadcast::Sender<Happening>,
     /// Files to play after the one that `[audio] input` names.
     pub encore: Vec<PathBuf>,
-    /// What somebody does on the spot; `None`: nobody is there.
-    pub controls: Option<mpsc::Receiver<Control>>,
     /// The clock of what the sensors measure: the real one, but for a simulated day that goes faster.
     pub world: Clock,
+    /// What somebody does on the spot; `None`: nobody is there.
+    pub controls: Option<mpsc::Receiver<Control>>,
 }
 
 impl Parts {
@@ -273,7 +273,7 @@ pub async fn run(
     parts: Parts,
     stop: impl Future<Output = &'static str>,
 ) -> Result<(), Failure> {
-    let Parts { clock, mut rng, listener, happenings, encore, controls, world } = parts;
+    let Parts { clock, mut rng, listener, happenings, encore, world, controls } = parts;
     let device = match &config.device.id {
         Some(id) => id.clone(),
         None => host::device_id().map_err(|e| Failure::new(exit::CONFIG, e))?,
@@ -282,7 +282,7 @@ pub async fn run(
     let uplink = forwarding::plan(&config, &device)?;
     let listening = listening::plan(&config, encore, listener)?;
     let sensing = sensing::plan(&config)?;
-    let activity = activity::plan(&config)?;
+    let watching = activity::plan(&config)?;
     let maker = Maker::new(&device, &config.device.type_prefix);
     let outbox = outbox_open::open(&config.outbox.path, clock)
         .map_err(|e| Failure::new(exit::IO, e.to_string()))?;
@@ -303,6 +303,13 @@ pub async fn run(
     );
     tracing::info!(device, outbox = %config.outbox.path.display(), waiting = waiting.total(), "hark {VERSION} starts");
 
+    let (activity, inbox) = match &watching {
+        Some(_) => {
+            let (activity, inbox) = activity::channel();
+            (activity, Some(inbox))
+        }
+        None => (Activity::default(), None),
+    };
     let helping = helping::Parts {
         plan: alarming,
         reporter: reporter.clone(),
@@ -310,6 +317,7 @@ pub async fn run(
         clock,
         rng: rng.fork(),
         controls,
+        activity: activity.clone(),
     };
     let (alarms, alarms_wanted) = helping::start(&mut supervisor, &config, helping);
     let (mut connected, ask) =
@@ -331,13 +339,11 @@ pub async fn run(
         listening::start(&mut supervisor, plan, &reporter, alarms, clock, &loudness);
     }
     let clocks = sensing::Clocks { clock, world };
-    let activity = match activity {
-        Some(plan) => activity::start(&mut supervisor, plan, &reporter, &alarms, clocks),
-        None => Activity::default(),
-    };
-    pressing::start(&mut supervisor, &config.buttons, &reporter, &alarms, &activity, clock);
+    if let Some((plan, inbox)) = watching.zip(inbox) {
+        activity::start(&mut supervisor, plan, inbox, &reporter, &alarms, clocks);
+    }
     if let Some(plan) = sensing {
-        sensing::start(&mut supervisor, plan, &reporter, &alarms, clocks, loudness, activity);
+        sensing::start(&mut supervisor, plan, &reporter, clocks, loudness, activity, &alarms);
     }
     // Last, since a status waits for company: nothing that matters more waits for it.
     reporter.report(&started()).await.map_err(|e| Failure::new(exit::IO, e))?;

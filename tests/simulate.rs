@@ -74,6 +74,22 @@ fn ctrl_c_drains_and_ends_well() {
 }
 
 #[test]
+fn a_made_up_home_lives_through_its_morning_and_a_power_cut_in_seconds() {
+    // From half past five: 3600 times as fast, lost mains are five seconds away.
+    let output = hark()
+        .args(["simulate", "--speed", "3600", "--for", "8s"])
+        .output()
+        .expect("run hark simulate");
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{shown}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!lines(&shown, "is up and about").is_empty(), "{shown}");
+    assert!(!lines(&shown, "10:30  mains power is lost").is_empty(), "{shown}");
+    assert!(!lines(&shown, "FAULT        mains").is_empty(), "{shown}");
+    assert!(!lines(&shown, "mended       mains").is_empty(), "{shown}");
+    assert!(shown.trim_end().ends_with("0 waiting"), "{shown}");
+}
+
+#[test]
 fn keys_are_the_button_and_the_alarm_is_shown() {
     let directory = tempfile::tempdir().expect("directory");
     let config = directory.path().join("hark.toml");

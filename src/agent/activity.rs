@@ -95,22 +95,31 @@ impl Activity {
     }
 }
 
+/// What the watch is told.
+#[derive(Debug)]
+pub(super) struct Inbox(mpsc::Receiver<Message>);
+
+/// The two ends: one for whoever sees somebody, one for [`start`].
+pub(super) fn channel() -> (Activity, Inbox) {
+    let (sender, messages) = mpsc::sync_channel(QUEUED);
+    (Activity(Some(sender)), Inbox(messages))
+}
+
 /// Starts the thread.
 pub(super) fn start(
     supervisor: &mut Supervisor,
     plan: Plan,
+    inbox: Inbox,
     reporter: &Reporter,
     alarms: &AlarmHandle,
     clocks: Clocks,
-) -> Activity {
-    let (sender, messages) = mpsc::sync_channel(QUEUED);
-    let messages = Arc::new(Mutex::new(messages));
+) {
+    let messages = Arc::new(Mutex::new(inbox.0));
     let (reporter, alarms) = (reporter.clone(), alarms.clone());
     supervisor.thread(Stage::Source, "activity", BUDGET, move |stop| {
         let messages = messages.lock().unwrap_or_else(PoisonError::into_inner);
         Watch::new(&plan, &reporter, &alarms, clocks).run(&messages, &stop)
     });
-    Activity(Some(sender))
 }
 
 struct Watch<'a> {
@@ -203,12 +212,12 @@ impl<'a> Watch<'a> {
             let occurrence = match finding {
                 Finding::Detected(silence) => {
                     let text = silence.explanation.clone();
-                    let occurrence = self.occurrence(silence, None, wall);
+                    let detected = self.occurrence(silence, None, wall);
                     if self.plan.settings.urgency == Urgency::Alert {
-                        self.alarms.trigger_blocking(&occurrence, Kind::Inactivity, text)?;
+                        self.alarms.trigger_blocking(&detected, Kind::Inactivity, text)?;
                         continue;
                     }
-                    occurrence
+                    detected
                 }
                 Finding::Cleared(silence, source) => self.occurrence(silence, Some(source), wall),
                 Finding::Learned(percent) => {

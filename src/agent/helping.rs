@@ -1,9 +1,9 @@
-//! Starts what gets help: the alarms, light and tone.
+//! Starts everything that gets help: the alarms, the buttons, light and tone.
 
 use tokio::sync::{mpsc, watch};
 
 use super::alarming::{self, AlarmHandle, Plan, Wires};
-use super::{Control, Reporter, pressing, signalling};
+use super::{Activity, Control, Reporter, pressing, signalling};
 use crate::alarm::Signal;
 use crate::clock::{Clock, Rng};
 use crate::config::Config;
@@ -19,6 +19,7 @@ pub(super) struct Parts {
     pub(super) clock: Clock,
     pub(super) rng: Rng,
     pub(super) controls: Option<mpsc::Receiver<Control>>,
+    pub(super) activity: Activity,
 }
 
 /// Starts it. The sender takes events of other programs that are to make an alarm.
@@ -27,7 +28,7 @@ pub(super) fn start(
     config: &Config,
     parts: Parts,
 ) -> (AlarmHandle, mpsc::Sender<ingest::Alarming>) {
-    let Parts { plan, reporter, maker, clock, rng, controls } = parts;
+    let Parts { plan, reporter, maker, clock, rng, controls, activity } = parts;
     let (wanted, ingested) = mpsc::channel(ingest::MAX_REQUESTS);
     let (signal, alarm) = watch::channel(Signal::Off);
     let fault = reporter.signal();
@@ -35,6 +36,7 @@ pub(super) fn start(
     let boot = host::boot_id();
     let wires = Wires { reporter: reporter.clone(), maker, clock, rng, boot, ingested, signal };
     let alarms = alarming::start(supervisor, plan, wires);
+    pressing::start(supervisor, &config.buttons, &reporter, &alarms, &activity, clock);
     if let Some(controls) = controls {
         pressing::start_controls(supervisor, controls, &alarms);
     }

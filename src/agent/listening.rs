@@ -181,9 +181,9 @@ pub(super) fn plan(
 }
 
 /// Starts the thread.
+/// How loud it is goes to `loudness` as well, where a sensor of noise reads it.
 ///
 /// `alarms` where what is heard makes an alarm.
-/// How loud it is goes to `loudness` as well, where a sensor of noise reads it.
 pub(super) fn start(
     supervisor: &mut Supervisor,
     plan: Plan,

@@ -118,10 +118,10 @@ pub(super) fn start(
     supervisor: &mut Supervisor,
     plan: Plan,
     reporter: &Reporter,
-    alarms: &AlarmHandle,
     clocks: Clocks,
     loudness: Arc<Loudness>,
     activity: Activity,
+    alarms: &AlarmHandle,
 ) {
     let (readings, stored) = mpsc::channel(QUEUED);
     let (news, told) = mpsc::channel(QUEUED);
@@ -130,9 +130,8 @@ pub(super) fn start(
     let (reporter, alarms) = (reporter.clone(), alarms.clone());
     supervisor.thread(Stage::Source, "sensors", BUDGET, move |stop| {
         let (readings, news) = (readings.clone(), news.clone());
-        let (reporter, alarms) = (reporter.clone(), alarms.clone());
-        let (activity, stop) = (activity.clone(), stop.clone());
-        let out = Out { reporter, alarms, activity, readings, news, clocks, stop: stop.clone() };
+        let (reporter, activity, alarms) = (reporter.clone(), activity.clone(), alarms.clone());
+        let out = Out { reporter, activity, alarms, readings, news, clocks, stop: stop.clone() };
         Sensing::new(&plan, &loudness, out)?.run(&stop)
     });
 }
@@ -208,8 +207,8 @@ fn tell_news(supervisor: &mut Supervisor, reporter: &Reporter, news: mpsc::Recei
 /// Where the thread puts what it has to say.
 struct Out {
     reporter: Reporter,
-    alarms: AlarmHandle,
     activity: Activity,
+    alarms: AlarmHandle,
     readings: mpsc::Sender<(Lane, Event)>,
     news: mpsc::Sender<Word>,
     clocks: Clocks,
@@ -277,12 +276,12 @@ impl Out {
             level: threshold.level,
             unit,
         };
-        if !exceeded || threshold.urgency != Urgency::Alert {
+        if !exceeded || threshold.urgency == Urgency::Status {
             return self.event(&occurrence);
         }
         let text = format!("{}: {} ({value} {unit})", settings.name, threshold.name);
         if let Err(error) = self.alarms.trigger_blocking(&occurrence, Kind::Threshold, text) {
-            tracing::error!("an alert of a sensor is not recorded: {error}");
+            tracing::error!("a threshold made no alarm: {error}");
         }
     }
 }

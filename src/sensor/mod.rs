@@ -1,5 +1,6 @@
-//! What the device feels: presses of a [`button`], and
-//! from what a driver reads to what is told: units, plausibility, averages, deadband, thresholds.
+//! What the device feels: buttons (`button.rs`), sensors (here), and whether anybody is about (`inactivity`).
+//!
+//! From what a driver reads to what is told: units, plausibility, averages, deadband, thresholds.
 //!
 //! ```text
 //! raw ─ · scale + offset ─ unit ─ plausible? ─ average ─┬─ deadband, max_silence ─ reading
