@@ -17,7 +17,7 @@
 //! - **Away** (holiday): nothing is detected and nothing learned, until it is called off or its time is over.
 //! - **Restart**: silence goes on from the last sign before it, so that a fall in a power cut is
 //!   noticed; but nothing is detected before somebody had [`GRACE`] to show himself. Silence over a pause that was
-//!   not observed is not learned. After more than [`FORGET`] the silence begins anew.
+//!   not observed is not learned. After more than `FORGET` the silence begins anew.
 //!
 //! Invariants: detected and cleared come in turn; while it is not away, a silence of [`LONGEST`] is
 //! detected whatever was learned; what was learned of an hour is at most its limit, so that an
