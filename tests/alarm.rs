@@ -553,3 +553,33 @@ fn no_alarm_is_lost_or_doubled_by_kills_at_any_moment() {
     }
     assert!(answers.values().all(|count| *count == 1), "{answers:?}");
 }
+
+#[test]
+fn a_holiday_is_remembered_before_it_is_answered_and_refused_where_nothing_is_watched_over() {
+    let broker = Mosquitto::start();
+    let consumer = Subscriber::start(broker.port(), "hark/test/events/#");
+    let device = Device::new(&broker.url(), "none");
+    let agent = start(&device);
+    command(&broker, "h-1", r#""type":"activity.away""#);
+    let refused = &wait_for(&consumer, "command.request.failed", 1)[0];
+    assert_eq!(refused["correlationid"], "h-1");
+    assert!(refused["data"]["reason"].to_string().contains("no sensor shows activity"));
+    assert!(agent.stop().success());
+
+    let motion = device.path().join("motion");
+    std::fs::write(&motion, "0\n").expect("a file");
+    device.configure(&format!(
+        "[[sensor]]\nname = \"hall\"\ndriver = \"file\"\npath = {motion:?}\n\
+         quantity = \"motion\"\nunit = \"1\"\nactivity = \"rise\"\nstale_after = \"1h\"\n"
+    ));
+    let agent = start(&device);
+    command(&broker, "h-2", r#""type":"activity.away","data":{"until":"2100-01-01T00:00:00Z"}"#);
+    let done = &wait_for(&consumer, "command.request.completed", 1)[0];
+    assert_eq!(done["correlationid"], "h-2");
+    let file = device.outbox().with_extension("activity");
+    assert!(file.exists(), "{file:?}");
+    command(&broker, "h-3", r#""type":"activity.home""#);
+    let done = wait_for(&consumer, "command.request.completed", 2);
+    assert_eq!(done[1]["correlationid"], "h-3");
+    assert!(agent.stop().success());
+}

@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use super::commanding::Commands;
-use super::{BUDGET, Happening, Reporter};
+use super::{Activity, BUDGET, Happening, Reporter};
 use crate::alarm::{
     Actor, Alarms, Call, Contact, Input, Kind, Local, Now, Refusal, Request, Restored, Schedule,
     Settings, Signal, Told, Trigger,
 };
 use crate::clock::{Clock, ClockState, Rng};
 use crate::config;
+use crate::downlink::Command;
 use crate::driver::dialler::{self, Dial};
 use crate::driver::ingest::Alarming;
 use crate::driver::sys;
@@ -31,6 +32,7 @@ use crate::event::catalogue::{Maker, Occurrence};
 use crate::event::{Event, Lane};
 use crate::outbox::{Memo, Outbox, Store};
 use crate::sensor::button::Press;
+use crate::sensor::inactivity::Away;
 use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
 use crate::uplink::Received;
 
@@ -42,6 +44,8 @@ const CALLS: usize = 8;
 const LOOK_EVERY: Duration = Duration::from_secs(20);
 /// The memo of the day on which a scheduled test was last.
 const SCHEDULE_MEMO: &str = "alarm.schedule";
+/// How long the watch over activity may take to remember a holiday.
+const HOLIDAY: Duration = Duration::from_secs(2);
 /// The part that is at fault when an alarm could not be read back.
 const ALARM: &str = "alarm";
 
@@ -188,6 +192,8 @@ pub(super) struct Wires {
     pub(super) ingested: mpsc::Receiver<Alarming>,
     /// What light and tone are to say.
     pub(super) signal: watch::Sender<Signal>,
+    /// What holidays are told.
+    pub(super) activity: Activity,
 }
 
 /// Starts the task, and the dialler where there is somebody to call.
@@ -215,6 +221,7 @@ pub(super) fn start(supervisor: &mut Supervisor, plan: Plan, wires: Wires) -> Al
         last_test: plan.last_test,
         on_button: plan.on_button,
         commands: plan.commands,
+        activity: wires.activity,
         problems: plan.problems.into_iter().chain(problems).collect(),
         resumed: false,
     };
@@ -281,6 +288,7 @@ struct Task {
     last_test: Option<i64>,
     on_button: bool,
     commands: Commands,
+    activity: Activity,
     problems: Vec<String>,
     resumed: bool,
 }
@@ -381,7 +389,10 @@ impl Task {
         let Some(asked) = self.commands.take(message, now) else { return Ok(()) };
         let mut next = self.alarms.clone();
         let told = asked.input.map(|input| next.handle(input, now, &mut self.rng));
-        let refusal = told.as_ref().and_then(|told| told.as_ref().err()).map(ToString::to_string);
+        let mut refusal = told.as_ref().and_then(|t| t.as_ref().err()).map(ToString::to_string);
+        if let Ok(command) = &asked.request {
+            refusal = refusal.or(self.holiday(command).await.err());
+        }
         let told = told.and_then(Result::ok).unwrap_or_default();
         let answer = self.commands.answer(asked.request, told.alarm.clone(), refusal);
         let mut events = Vec::new();
@@ -394,6 +405,18 @@ impl Task {
         self.commit(next, events, memos, told).await?;
         self.commands.answered();
         Ok(())
+    }
+
+    /// Begins or ends a holiday, where that is asked for. The answer comes from a thread that may just now
+    /// wait for this task with an alarm of its own, so it is not waited for without end.
+    async fn holiday(&self, command: &Command) -> Outcome {
+        let away = match command.name {
+            "activity.away" => Some(Away { until_ms: command.until_ms }),
+            "activity.home" => None,
+            _ => return Ok(()),
+        };
+        let set = tokio::time::timeout(HOLIDAY, self.activity.set_away(away)).await;
+        set.unwrap_or_else(|_| Err("the watch over activity is busy; ask again".to_owned()))
     }
 
     async fn look_at_schedule(&mut self) -> Outcome {

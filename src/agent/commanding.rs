@@ -37,7 +37,7 @@ pub(super) struct Commands {
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) request: Result<Command, Rejection>,
-    /// `None`: nothing.
+    /// `None`: nothing of the alarms.
     pub(super) input: Option<Input>,
 }
 
@@ -85,7 +85,7 @@ impl Commands {
             next.insert(source, id);
         }
         self.next = Some(next);
-        let input = request.as_ref().ok().map(|command| input(command, now));
+        let input = request.as_ref().ok().and_then(|command| input(command, now));
         Some(Asked { request, input })
     }
 
@@ -159,16 +159,17 @@ impl Commands {
     }
 }
 
-fn input(command: &Command, now: Now) -> Input {
+fn input(command: &Command, now: Now) -> Option<Input> {
     let step = match command.name {
         "alarm.cancel" => Request::Cancel,
         "alarm.acknowledge" => Request::Acknowledge,
         "alarm.resolve" => Request::Resolve,
-        _ => {
+        "alarm.test" => {
             let text = format!("asked for by {}", command.source);
             let trigger = Trigger::new(Kind::Command, Some(command.id.clone()), text);
-            return Input::Trigger(Trigger { test: true, ..trigger });
+            return Some(Input::Trigger(Trigger { test: true, ..trigger }));
         }
+        _ => return None,
     };
     // A clock of which nobody knows what it says cannot be compared with theirs.
     let comparable = now.wall.state == ClockState::Synced;
@@ -180,10 +181,10 @@ fn input(command: &Command, now: Now) -> Input {
         at: command.time.clone(),
         cause: command.id.clone(),
     };
-    Input::Request {
+    Some(Input::Request {
         step,
         alarm: command.subject.clone(),
         not_after_ms: command.time_ms.filter(|_| comparable).map(|at| at.saturating_add(SKEW_MS)),
         actor,
-    }
+    })
 }

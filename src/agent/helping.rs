@@ -34,7 +34,9 @@ pub(super) fn start(
     let fault = reporter.signal();
     signalling::start(supervisor, &config.signal, alarm, fault, &reporter, clock);
     let boot = host::boot_id();
-    let wires = Wires { reporter: reporter.clone(), maker, clock, rng, boot, ingested, signal };
+    let (reporting, away) = (reporter.clone(), activity.clone());
+    let wires =
+        Wires { reporter: reporting, maker, clock, rng, boot, ingested, signal, activity: away };
     let alarms = alarming::start(supervisor, plan, wires);
     pressing::start(supervisor, &config.buttons, &reporter, &alarms, &activity, clock);
     if let Some(controls) = controls {

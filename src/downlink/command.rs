@@ -24,8 +24,14 @@ use crate::event::{Data, Event, Value, mqtt};
 use crate::uplink::Received;
 
 /// What may be asked for.
-pub const COMMANDS: [&str; 4] =
-    ["alarm.cancel", "alarm.acknowledge", "alarm.resolve", "alarm.test"];
+pub const COMMANDS: [&str; 6] = [
+    "alarm.cancel",
+    "alarm.acknowledge",
+    "alarm.resolve",
+    "alarm.test",
+    "activity.away",
+    "activity.home",
+];
 /// Commands that are remembered.
 pub const DONE_MAX: usize = 128;
 /// The memo of [`Done`].
@@ -61,6 +67,8 @@ pub struct Command {
     pub by: Option<String>,
     /// What is said to it.
     pub note: Option<String>,
+    /// Of `activity.away`: the end, milliseconds since 1970.
+    pub until_ms: Option<u64>,
 }
 
 /// What came is no such request.
@@ -84,6 +92,8 @@ struct CommandData {
     note: Option<String>,
     #[serde(default)]
     alarm: Option<String>,
+    #[serde(default)]
+    until: Option<String>,
 }
 
 /// Reads a command. `allowed` are the sources that may send one; empty: all whom the broker lets in.
@@ -133,11 +143,7 @@ fn read(
     if !allowed.is_empty() && !allowed.iter().any(|source| source == event.source()) {
         return Err(format!("comes from {}, which commands.sources does not list", event.source()));
     }
-    let instant = |name: &str| {
-        let text = event.attribute(name).and_then(Value::as_str)?;
-        let at = chrono::DateTime::parse_from_rfc3339(text).ok()?;
-        u64::try_from(at.timestamp_millis()).ok()
-    };
+    let instant = |name: &str| event.attribute(name).and_then(Value::as_str).and_then(milliseconds);
     let expired = instant("expirytime").is_some_and(|at| at < now.unix_ms);
     if expired && now.state == ClockState::Synced {
         return Err("has expired".to_owned());
@@ -148,8 +154,15 @@ fn read(
         Data::Json(raw) => serde_json::from_slice(raw).map_err(|e| format!("data: {e}"))?,
         Data::Base64(_) => return Err("data: must be JSON".to_owned()),
     };
+    let until_ms = match &data.until {
+        None => None,
+        Some(until) => Some(milliseconds(until).ok_or_else(|| {
+            format!("data: until is `{}`; RFC 3339 such as 2026-12-24T12:00:00Z", shortened(until))
+        })?),
+    };
     let text = |name: &str| event.attribute(name).and_then(Value::as_str).map(str::to_owned);
     Ok(Command {
+        until_ms,
         id: event.id().to_owned(),
         source: event.source().to_owned(),
         name,
@@ -159,6 +172,12 @@ fn read(
         by: data.by.map(|by| shortened(&by)),
         note: data.note.map(|note| shortened(&note)),
     })
+}
+
+/// Since 1970, of an RFC 3339 time.
+fn milliseconds(text: &str) -> Option<u64> {
+    let at = chrono::DateTime::parse_from_rfc3339(text).ok()?;
+    u64::try_from(at.timestamp_millis()).ok()
 }
 
 fn returnable(text: &str) -> Option<String> {
@@ -248,6 +267,8 @@ mod tests {
         }
         let bare = decode(r#""type":"alarm.test""#).expect("a command");
         assert_eq!((bare.subject, bare.time_ms, bare.by), (None, None, None));
+        let away = decode(r#""type":"activity.away","data":{"until":"1970-01-01T00:00:01Z"}"#);
+        assert_eq!(away.expect("a command").until_ms, Some(1000));
         let named = decode(r#""type":"alarm.cancel","data":{"alarm":"a2"}"#).expect("a command");
         assert_eq!(named.subject.as_deref(), Some("a2"));
     }
@@ -259,6 +280,7 @@ mod tests {
             (r#""type":"alarm.burn""#.to_owned(), "one of: alarm.cancel"),
             (r#""type":"notalarm.test""#.to_owned(), "one of: alarm.cancel"),
             (r#""type":"alarm.test","data":[1]"#.to_owned(), "data: "),
+            (r#""type":"activity.away","data":{"until":"soon"}"#.to_owned(), "until is `soon`"),
             (r#""type":"alarm.test","data_base64":"AA==""#.to_owned(), "must be JSON"),
             (r#""type":"alarm.test","expirytime":"2020-01-01T00:00:00Z""#.to_owned(), "expired"),
         ];
