@@ -420,7 +420,7 @@ impl Task {
                     debug_assert!(taken.is_ok(), "asked only with a free slot");
                 }
             },
-            Some(delivery) = wires.settled.recv() => session.acknowledge(delivery),
+            Some(delivery) = wires.settled.recv() => session.acknowledge(clock.now(), delivery),
             _ = shutdown(&mut wires.shutdown), if !session.closing() => {
                 session.close(clock.now());
             },

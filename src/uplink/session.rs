@@ -239,8 +239,14 @@ impl Session {
             return;
         }
         self.rx.extend_from_slice(bytes);
+        self.decode(now);
+    }
+
+    /// Takes up what came, as far as there is room for deliveries: one read can hold hundreds of them, and
+    /// whoever takes them counts on the bound.
+    fn decode(&mut self, now: Instant) {
         let max_bytes = self.settings.max_packet_bytes as usize;
-        while !self.ended() {
+        while !self.ended() && self.wants_bytes() {
             match codec::decode(self.negotiation.current(), &mut self.rx, max_bytes) {
                 Ok(Some(packet)) => self.handle_packet(now, packet),
                 Ok(None) => return,
@@ -369,7 +375,12 @@ impl Session {
 
     /// The message of [`Notice::Received`] is dealt with: the broker may forget it. Without effect for
     /// a delivery of an earlier connection, whose message the broker sends again.
-    pub fn acknowledge(&mut self, delivery: u64) {
+    pub fn acknowledge(&mut self, now: Instant, delivery: u64) {
+        self.settle(delivery);
+        self.decode(now);
+    }
+
+    fn settle(&mut self, delivery: u64) {
         for packet_id in self.deliveries.settle(delivery) {
             codec::puback(packet_id, &mut self.control);
         }
@@ -616,7 +627,7 @@ impl Session {
             self.counters.publishes_ignored += 1;
             if qos == 1 {
                 let number = self.deliveries.came(packet_id);
-                self.acknowledge(number);
+                self.settle(number);
             }
             return;
         }

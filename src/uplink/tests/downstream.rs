@@ -59,9 +59,9 @@ fn what_was_subscribed_to_is_acknowledged_when_its_consumer_is_done_and_in_order
         let came = deliveries(&mut wire);
         let [Some(first), Some(second), None] = came[..] else { panic!("{came:?}") };
         assert_eq!(wire.written(), []);
-        wire.session.acknowledge(second);
+        wire.acknowledge(second);
         assert_eq!(wire.written(), [], "its turn is after the first");
-        wire.session.acknowledge(first);
+        wire.acknowledge(first);
         assert_eq!(wire.written(), [Seen::PubAck(7), Seen::PubAck(8)]);
         assert_eq!(wire.session.counters().received, 3);
     }
@@ -76,8 +76,26 @@ fn reading_stops_while_too_many_messages_wait_for_their_consumer() {
     }
     assert!(!wire.session.wants_bytes());
     for delivery in deliveries(&mut wire) {
-        wire.session.acknowledge(delivery.expect("QoS 1"));
+        wire.acknowledge(delivery.expect("QoS 1"));
     }
+    assert!(wire.session.wants_bytes());
+}
+
+#[test]
+fn of_many_messages_in_one_read_no_more_are_handed_out_than_may_wait_and_none_is_forgotten() {
+    let mut wire = listening(V5);
+    let flood: Vec<u8> = (1..=40).flat_map(|id| peer::publish(V5, 1, id)).collect();
+    wire.hear(&flood);
+    let mut acknowledged = Vec::new();
+    for expected in [16, 16, 8] {
+        let came = deliveries(&mut wire);
+        assert_eq!(came.len(), expected);
+        for delivery in came {
+            wire.acknowledge(delivery.expect("QoS 1"));
+        }
+        acknowledged.extend(wire.written());
+    }
+    assert_eq!(acknowledged, (1..=40).map(Seen::PubAck).collect::<Vec<_>>());
     assert!(wire.session.wants_bytes());
 }
 
@@ -90,7 +108,7 @@ fn a_message_of_an_earlier_connection_is_not_acknowledged_on_a_later_one() {
     wire.connect();
     wire.hear(&peer::connack(V5, true, Grants::default()));
     wire.written();
-    wire.session.acknowledge(old);
+    wire.acknowledge(old);
     assert_eq!(wire.written(), []);
 }
 

@@ -61,6 +61,10 @@ impl Wire {
         self.session.handle_bytes(self.now, bytes);
     }
 
+    pub(super) fn acknowledge(&mut self, delivery: u64) {
+        self.session.acknowledge(self.now, delivery);
+    }
+
     pub(super) fn cut(&mut self) {
         self.session.handle_disconnected(self.now, "cut");
     }
