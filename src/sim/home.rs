@@ -159,8 +159,12 @@ impl Home {
         let (lines, shown) = mpsc::channel(LINES);
         let body = move || {
             let mut before = State::at(&self, world.wall().unix_ms);
-            while !lines.is_closed() {
+            loop {
                 std::thread::sleep(EVERY);
+                // With the simulator its files go.
+                if lines.is_closed() {
+                    return;
+                }
                 let state = State::at(&self, world.wall().unix_ms);
                 if let Err(error) = self.write(&state) {
                     tracing::error!("the simulated home cannot be written: {error}");
