@@ -90,10 +90,10 @@ pub fn load(search_path: &[PathBuf]) -> Result<Handle, RecogniserError> {
         .name("hark-recogniser".to_owned())
         .spawn(move || serve(&from, &ready, &to_answer))
         .map_err(|error| unusable(error.to_string()))?;
-    match loaded.recv() {
+    match loaded.recv_timeout(LONGEST) {
         Ok(Ok(())) => Ok(Handle(questions)),
         Ok(Err(problem)) => Err(unusable(problem)),
-        Err(_) => Err(unusable("its thread ended".to_owned())),
+        Err(_) => Err(unusable(format!("it is not ready after {} s", LONGEST.as_secs()))),
     }
 }
 
@@ -154,12 +154,20 @@ fn serve(directory: &Path, ready: &Sender<Result<(), String>>, questions: &Recei
         return;
     }
     for Question { number, window, answer } in questions {
-        let words = moonshine.words(&window);
-        if let Err(error) = &words {
-            tracing::warn!("the recogniser failed: {error}");
-        }
+        // One question that it cannot bear must not be its last.
+        let words = match catch_unwind(AssertUnwindSafe(|| moonshine.words(&window))) {
+            Ok(Ok(words)) => Some(words),
+            Ok(Err(error)) => {
+                tracing::warn!("the recogniser failed: {error}");
+                None
+            }
+            Err(_) => {
+                tracing::warn!("the recogniser panicked");
+                None
+            }
+        };
         // Whoever asked may be gone.
-        let _ = answer.send((number, words.ok()));
+        let _ = answer.send((number, words));
     }
 }
 

@@ -11,7 +11,8 @@
 //! The recogniser works beside the stream. An answer is waited for at most [`PATIENCE`] of the
 //! stream; if there is none by then, or it failed, the first stage's decision stands: this errs on
 //! the side of helping. A word is looked at in two windows, since a recogniser hears the same word
-//! differently in different surroundings; one that hears it is enough.
+//! differently in different surroundings; one that hears it is enough, and only both together withdraw it. A word
+//! that was withdrawn and stands in a later window as well is doubted anew.
 //!
 //! Terms: a *doubt* is a hit that waits for its answers; *to abstain* is to have no answer, as on a
 //! phrase whose language the recogniser does not know.
@@ -64,6 +65,8 @@ struct Doubt {
     /// Position in the stream after which it is decided without further answers.
     until: Duration,
     asked: Vec<u64>,
+    /// Windows in which it was found while it was doubted; not all could be asked about.
+    looks: usize,
     answered: usize,
     heard: bool,
     denied: usize,
@@ -112,39 +115,43 @@ impl Confirmer {
     }
 
     /// Takes a hit that was found `now` in `window`. A word that is doubted already gets one more look.
+    /// False where there is no room for another doubt: then it is decided without.
     pub(super) fn doubt(
         &mut self,
         detection: Detection,
         word: &'static str,
         now: Duration,
         window: &[f32],
-    ) {
+    ) -> bool {
         let at = detection.at;
         let known = self.doubts.iter().position(|d| d.detection.at.abs_diff(at) < SAME);
         let number = known.unwrap_or(self.doubts.len());
         if known.is_none() && number < MOST_DOUBTS {
             let (until, asked) = (now + PATIENCE, Vec::with_capacity(LOOKS));
-            let (answered, heard, denied) = (0, false, 0);
+            let (looks, answered, heard, denied) = (0, 0, false, 0);
             self.doubts.push(Doubt {
                 detection: detection.clone(),
                 word,
                 until,
                 asked,
+                looks,
                 answered,
                 heard,
                 denied,
             });
         }
-        let Some(doubt) = self.doubts.get_mut(number) else { return };
+        let Some(doubt) = self.doubts.get_mut(number) else { return false };
         if detection.score > doubt.detection.score {
             doubt.detection = detection;
         }
-        if doubt.asked.len() < LOOKS {
+        if doubt.looks < LOOKS {
+            doubt.looks += 1;
             self.questions += 1;
             if self.recogniser.ask(self.questions, window.to_vec(), self.patient) {
                 doubt.asked.push(self.questions);
             }
         }
+        true
     }
 
     /// What is decided by `now`, in the order of time; `ended`: no more sound will come.
@@ -174,12 +181,14 @@ impl Confirmer {
     }
 
     fn verdict(&self, doubt: Doubt) -> Option<Detection> {
-        let Doubt { mut detection, heard, denied, .. } = doubt;
+        let Doubt { mut detection, heard, denied, looks, .. } = doubt;
         if heard {
             detection.agreement = Agreement::Confirmed;
             return Some(detection);
         }
-        (detection.score >= self.threshold && denied == 0).then_some(detection)
+        // Withdrawn only if every look said no: on a slow board the second comes too late.
+        let withdrawn = denied > 0 && denied == looks;
+        (detection.score >= self.threshold && !withdrawn).then_some(detection)
     }
 }
 
@@ -257,12 +266,12 @@ mod tests {
     #[test]
     fn weak_hit_of_which_nothing_is_heard_is_withdrawn() {
         assert_eq!(outcome(0.6, &[NO, NO]), None);
-        assert_eq!(outcome(0.6, &[NO, LATE]), None);
+        assert_eq!(outcome(0.6, &[NO]), None);
     }
 
     #[test]
     fn first_stage_stands_where_the_recogniser_fails_or_is_late() {
-        for script in [&[FAILED, FAILED], &[LATE, LATE], &[FAILED, LATE]] {
+        for script in [&[FAILED, FAILED], &[LATE, LATE], &[FAILED, LATE], &[NO, LATE]] {
             assert_eq!(outcome(0.6, script), Some(Agreement::FirstStage));
             assert_eq!(outcome(0.4, script), None, "too faint to stand alone");
         }
@@ -288,7 +297,8 @@ mod tests {
                 level_dbfs: -20.0,
                 agreement: Agreement::FirstStage,
             };
-            confirmer.doubt(detection, "help", Duration::from_secs(1), &[]);
+            let taken = confirmer.doubt(detection, "help", Duration::from_secs(1), &[]);
+            assert_eq!(taken, second < MOST_DOUBTS as u64, "{second}");
         }
         assert_eq!(confirmer.doubts.len(), MOST_DOUBTS);
     }

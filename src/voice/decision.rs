@@ -69,7 +69,9 @@ impl Decision {
         if self.is_cooling_down(at) {
             return None;
         }
-        if self.is_sure(score) { Some(score) } else { self.repeated(cry, at, score) }
+        // One that is sure is remembered as well: it may be doubted, and then counts towards the next.
+        let together = self.repeated(cry, at, score);
+        if self.is_sure(score) { Some(together.unwrap_or(score)) } else { together }
     }
 
     /// What ends `at` is reported, and others are suppressed for a while.
@@ -119,6 +121,16 @@ mod tests {
             self.reported(at);
             Some(weighed)
         }
+    }
+
+    #[test]
+    fn sure_hit_that_was_doubted_counts_towards_the_next_one() {
+        let mut decision = decision();
+        assert_eq!(decision.weigh(0, ms(1_000), 0.6), Some(0.6));
+        let together = decision.weigh(0, ms(3_000), 0.6).unwrap();
+        assert!((together - 0.84).abs() < 1e-6, "{together}");
+        decision.reported(ms(3_000));
+        assert_eq!(decision.weigh(0, ms(9_000), 0.6), Some(0.6), "a reported cry is over");
     }
 
     fn ms(ms: u64) -> Duration {

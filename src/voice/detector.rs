@@ -354,17 +354,16 @@ impl Detector {
             level_dbfs: rms_dbfs(said),
             agreement: Agreement::FirstStage,
         };
-        match (&mut self.confirmer, prepared.word) {
-            (Some(confirmer), Some(word))
-                if confirmer.is_doubtful(detection.score) && !self.decision.is_cooling_down(at) =>
-            {
-                confirmer.doubt(detection, word, time_of(self.position), window);
-            }
-            _ if weighed.is_some() => {
-                self.decision.reported(at);
-                detections.push(detection);
-            }
-            _ => {}
+        if let (Some(confirmer), Some(word)) = (&mut self.confirmer, prepared.word)
+            && confirmer.is_doubtful(detection.score)
+            && !self.decision.is_cooling_down(at)
+            && confirmer.doubt(detection.clone(), word, time_of(self.position), window)
+        {
+            return;
+        }
+        if weighed.is_some() {
+            self.decision.reported(at);
+            detections.push(detection);
         }
     }
 }
