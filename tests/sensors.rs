@@ -71,14 +71,14 @@ fn readings_thresholds_and_faults_of_sensors_reach_the_broker() {
     assert_eq!(charging["data"]["value"], 0.0);
 
     // What is not plausible is a fault, and is never told as a reading.
-    let fault = wait(&subscriber, "device.fault.raised", |data| data["part"] == "air");
+    let fault = wait(&subscriber, "device.fault.raised", |data| data["part"] == "sensor.air");
     let problem = fault["data"]["problem"].as_str().expect("text");
     assert!(problem.contains("9999 [ppm], which is above the plausible 5000"), "{problem}");
     assert!(
         find(&subscriber.messages(), "sensor.reading.recorded", |d| d["name"] == "air").is_none()
     );
     write(&sys.join("co2.json"), r#"{"ppm": 650}"#);
-    wait(&subscriber, "device.fault.cleared", |data| data["part"] == "air");
+    wait(&subscriber, "device.fault.cleared", |data| data["part"] == "sensor.air");
     wait(&subscriber, "sensor.reading.recorded", |d| d["name"] == "air" && d["value"] == 650.0);
 
     // A threshold, there and back, in the lane that it asks for.
@@ -106,15 +106,15 @@ fn readings_thresholds_and_faults_of_sensors_reach_the_broker() {
     wait(&subscriber, "device.fault.cleared", |data| data["part"] == "mains");
 
     // All of that beside a sensor whose read never returned; it is told as well.
-    let stuck = wait(&subscriber, "device.fault.raised", |data| data["part"] == "stuck");
+    let stuck = wait(&subscriber, "device.fault.raised", |data| data["part"] == "sensor.stuck");
     assert!(stuck["data"]["problem"].as_str().expect("text").contains("does not answer"));
 
     // A sensor that goes away and comes back.
     fs::remove_file(&temperature).expect("remove");
-    let gone = wait(&subscriber, "device.fault.raised", |data| data["part"] == "room");
+    let gone = wait(&subscriber, "device.fault.raised", |data| data["part"] == "sensor.room");
     assert!(gone["data"]["problem"].as_str().expect("text").contains("temp1_input"));
     write(&temperature, "20000\n");
-    wait(&subscriber, "device.fault.cleared", |data| data["part"] == "room");
+    wait(&subscriber, "device.fault.cleared", |data| data["part"] == "sensor.room");
     assert!(agent.stop().success(), "it ends well with a reader that hangs");
 }
 

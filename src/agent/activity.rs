@@ -14,10 +14,9 @@ use super::alarming::AlarmHandle;
 use super::sensing::{Clocks, lane};
 use super::{BUDGET, Happening, Reporter};
 use crate::alarm::Kind;
-use crate::cli::{Failure, exit};
 use crate::clock::{WallTime, Zone};
 use crate::config::{self, Config, Urgency};
-use crate::driver::{host, memory_file};
+use crate::driver::memory_file;
 use crate::event::catalogue::Occurrence;
 use crate::sensor::inactivity::{Away, Finding, Inactivity, Memory, Silence};
 use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
@@ -39,18 +38,11 @@ pub(super) struct Plan {
     file: PathBuf,
 }
 
-/// Finds the time zone; `None` where no sensor shows activity.
-///
-/// # Errors
-/// 78: there is no such time zone.
-pub(super) fn plan(config: &Config) -> Result<Option<Plan>, Failure> {
-    let zone = host::zone(&config.device.timezone)
-        .map_err(|e| Failure::new(exit::CONFIG, format!("device.timezone: {e}")))?;
-    if config.sensors.iter().all(|sensor| sensor.activity.is_none()) {
-        return Ok(None);
-    }
+/// `None` where no sensor shows activity.
+pub(super) fn plan(config: &Config, zone: &Zone) -> Option<Plan> {
+    let watched = config.sensors.iter().any(|sensor| sensor.activity.is_some());
     let file = activity_file(&config.outbox.path);
-    Ok(Some(Plan { settings: config.activity.clone(), zone, file }))
+    watched.then(|| Plan { settings: config.activity.clone(), zone: zone.clone(), file })
 }
 
 /// Where the rhythm is remembered: `/var/lib/hark/outbox` → `/var/lib/hark/outbox.activity`.
@@ -164,8 +156,11 @@ impl<'a> Watch<'a> {
                     let found = self.inactivity.handle_sign(now, wall, &source, door);
                     self.tell(found, wall)?;
                 }
+                // Whoever asked was told already that it did not work.
+                Ok(Message::Away { remembered, .. }) if remembered.is_closed() => continue,
                 Ok(Message::Away { away, remembered }) => {
-                    self.inactivity.set_away(away, now);
+                    let over = self.inactivity.set_away(away, now, wall);
+                    self.tell(over.into_iter().collect(), wall)?;
                     self.tell_away(away);
                     let _ = remembered.send(self.remember());
                 }
@@ -222,12 +217,17 @@ impl<'a> Watch<'a> {
                 Finding::Cleared(silence, source) => self.occurrence(silence, Some(source), wall),
                 Finding::Learned(percent) => {
                     tracing::info!(percent, "the daily rhythm is learned");
-                    Occurrence::SensorReading {
+                    let reading = Occurrence::SensorReading {
                         name: PART.to_owned(),
                         quantity: "learned".to_owned(),
                         value: f64::from(percent),
                         unit: "%",
+                    };
+                    // Telemetry: refused where there is no room, and counted there.
+                    if let Err(error) = self.reporter.report_at_blocking(&reading, wall) {
+                        tracing::warn!("what is learned is not told: {error}");
                     }
+                    continue;
                 }
             };
             self.reporter.report_at_blocking(&occurrence, wall)?;

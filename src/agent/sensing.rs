@@ -5,8 +5,8 @@
 //!                                               └─ thresholds, faults ─▶ task ─▶ outbox, at once
 //! ```
 //!
-//! Reading may hang, storing may wait for company in a commit: the thread between does neither. Both
-//! queues are bounded; while one is full nothing is measured, since what cannot be stored need not be.
+//! Reading may hang, storing may wait for company in a commit: the thread between does neither, but for a
+//! threshold that makes an alarm, which is stored before anything else is read. Both queues are bounded; while one is full nothing is measured, since what cannot be stored need not be.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,6 +32,8 @@ const READ_LIMIT: Duration = Duration::from_secs(2);
 const NAP: Duration = Duration::from_secs(1);
 /// Readings, and news, that wait to be stored at most.
 const QUEUED: usize = 256;
+/// Between two attempts to store a threshold that makes an alarm.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Readings stored in one go at most.
 const BATCH: usize = 64;
 
@@ -158,7 +160,7 @@ fn store_readings(
                 }
                 // The outbox has told of a full disk itself; here it is said once that readings are lost.
                 match reporter.commit(batch, Vec::new()).await {
-                    Ok(()) => refused = false,
+                    Ok(_) => refused = false,
                     Err(error) if !refused => {
                         tracing::warn!("readings are not stored: {error}");
                         refused = true;
@@ -194,7 +196,11 @@ fn tell_news(supervisor: &mut Supervisor, reporter: &Reporter, news: mpsc::Recei
                 match word {
                     None => return Ok(()),
                     Some(Word::Event(lane, event)) => {
-                        reporter.commit(vec![(lane, *event)], Vec::new()).await?;
+                        // Refused where alerts have filled the outbox: no reason to end.
+                        if let Err(error) = reporter.commit(vec![(lane, *event)], Vec::new()).await
+                        {
+                            tracing::error!("a sensor's event is not recorded: {error}");
+                        }
                     }
                     Some(Word::Raise { part, problem }) => reporter.raise(&part, &problem).await,
                     Some(Word::Clear { part }) => reporter.clear(&part).await,
@@ -280,8 +286,15 @@ impl Out {
             return self.event(&occurrence);
         }
         let text = format!("{}: {} ({value} {unit})", settings.name, threshold.name);
-        if let Err(error) = self.alarms.trigger_blocking(&occurrence, Kind::Threshold, text) {
-            tracing::error!("a threshold made no alarm: {error}");
+        // It is exceeded once: nothing would bring it up again.
+        while let Err(error) =
+            self.alarms.trigger_blocking(&occurrence, Kind::Threshold, text.clone())
+        {
+            tracing::error!("a threshold made no alarm, trying again: {error}");
+            if self.stop.is_set() {
+                return;
+            }
+            self.stop.sleep(AGAIN);
         }
     }
 }
@@ -404,8 +417,9 @@ impl Out {
                 }
                 News::Exceeded(place, value) => self.threshold(settings, place, true, value),
                 News::Cleared(place, value) => self.threshold(settings, place, false, value),
-                News::Failed(problem) => self.raise(name, problem),
-                News::Works => self.clear(name),
+                // Apart from parts that are not sensors: one may be called `mains`, or `microphone`.
+                News::Failed(problem) => self.raise(&format!("sensor.{name}"), problem),
+                News::Works => self.clear(&format!("sensor.{name}")),
                 News::Activity => {
                     let kind = settings.activity.map(|sign| sign.kind);
                     self.activity.sign(name, kind == Some(SignKind::Door));

@@ -125,8 +125,8 @@ fn load(
     let loaded = config::parse(&name, &text, environment().chain(overrides))?;
     if let Some(home) = &home {
         let file = agent::activity_file(&loaded.config.outbox.path);
-        // What a device has learned of its own home is not touched.
-        if !file.exists() {
+        // Beside the outbox of a device nothing is made up.
+        if file.starts_with(scratch) && !file.exists() {
             home.learn(&loaded.config.activity, &file, parts.clock.now()).map_err(failed)?;
         }
         if let Some(speed) = args.speed {

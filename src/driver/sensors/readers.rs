@@ -71,7 +71,12 @@ impl Readers {
         while !self.waiting.is_empty() {
             let worker = match self.idle.pop() {
                 Some(worker) => worker,
-                None if self.workers.is_empty() || self.is_slow(now) => self.hire()?,
+                None if self.workers.is_empty() => self.hire()?,
+                // Without another thread the others are waited for.
+                None if self.is_slow(now) => match self.hire() {
+                    Ok(worker) => worker,
+                    Err(_) => return Ok(()),
+                },
                 None => return Ok(()),
             };
             let Some(job) = self.waiting.pop_front() else { return Ok(()) };

@@ -174,13 +174,21 @@ impl Inactivity {
         self.away
     }
 
-    /// Begins or ends a holiday. Silence begins anew with its end.
-    pub fn set_away(&mut self, away: Option<Away>, now: Instant) {
+    /// Begins or ends a holiday. Silence begins anew with its end; one that was detected is over with its
+    /// beginning.
+    pub fn set_away(
+        &mut self,
+        away: Option<Away>,
+        now: Instant,
+        wall: WallTime,
+    ) -> Option<Finding> {
         if self.away.is_some() && away.is_none() {
             self.start_anew(now);
         }
         self.away = away;
         self.hour = None;
+        let over = away.is_some() && std::mem::take(&mut self.detected);
+        over.then(|| Finding::Cleared(self.describe(now, wall), "away".to_owned()))
     }
 
     fn start_anew(&mut self, now: Instant) {
@@ -254,7 +262,8 @@ impl Inactivity {
             if !over || wall.state != ClockState::Synced {
                 return Vec::new();
             }
-            self.set_away(None, now);
+            // An end clears nothing: nothing is detected while away.
+            let _ = self.set_away(None, now, wall);
         }
         self.observe(now, wall);
         let mut found = Vec::new();

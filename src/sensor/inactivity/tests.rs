@@ -194,8 +194,8 @@ fn a_holiday_is_neither_detected_nor_learned_and_ends_when_it_is_over() {
     home.live(21);
     let learned = home.watch.rhythm.cells();
     let until_ms = Some(MONDAY_MS + 28 * DAY * 1000);
-    let (now, _) = home.clocks();
-    home.watch.set_away(Some(Away { until_ms }), now);
+    let (now, wall) = home.clocks();
+    assert_eq!(home.watch.set_away(Some(Away { until_ms }), now, wall), None);
     home.wait_until(24 * DAY);
     home.sign_of("cleaner", false);
     home.wait_until(28 * DAY - 60);
@@ -209,10 +209,16 @@ fn a_holiday_is_neither_detected_nor_learned_and_ends_when_it_is_over() {
     assert_eq!(turns.len(), 1);
     assert!(turns[0].0 > 28.0 * 24.0 + 2.0, "{turns:?}");
 
-    let (now, _) = home.clocks();
-    home.watch.set_away(Some(Away { until_ms: None }), now);
+    // What was detected is over with the next holiday, and detected again behind it.
+    let (now, wall) = home.clocks();
+    let over = home.watch.set_away(Some(Away { until_ms: None }), now, wall);
+    assert!(matches!(over, Some(Finding::Cleared(_, by)) if by == "away"));
     home.wait_until(60 * DAY);
     assert!(home.watch.away().is_some() && home.turns().is_empty());
+    let (now, wall) = home.clocks();
+    assert_eq!(home.watch.set_away(None, now, wall), None);
+    home.wait_until(62 * DAY);
+    assert_eq!(home.turns().len(), 1);
 }
 
 /// A restart after a pause of so many hours, in the morning of a learned rhythm, five hours
