@@ -282,11 +282,13 @@ pub async fn run(
     let uplink = forwarding::plan(&config, &device)?;
     let listening = listening::plan(&config, encore, listener)?;
     let sensing = sensing::plan(&config)?;
-    let watching = activity::plan(&config)?;
+    let zone = host::zone(&config.device.timezone)
+        .map_err(|e| Failure::new(exit::CONFIG, format!("device.timezone: {e}")))?;
+    let watching = activity::plan(&config, &zone);
     let maker = Maker::new(&device, &config.device.type_prefix);
     let outbox = outbox_open::open(&config.outbox.path, clock)
         .map_err(|e| Failure::new(exit::IO, e.to_string()))?;
-    let alarming = alarming::plan(&config, &outbox);
+    let alarming = alarming::plan(&config, zone, &outbox);
     let chronicle = Chronicle { maker: maker.clone(), rng: rng.fork() };
 
     let (mut supervisor, mut reports) = Supervisor::new();

@@ -22,15 +22,15 @@ use crate::alarm::{
     Actor, Alarms, Call, Contact, Input, Kind, Local, Now, Refusal, Request, Restored, Schedule,
     Settings, Signal, Told, Trigger,
 };
-use crate::clock::{Clock, ClockState, Rng};
+use crate::clock::{Clock, ClockState, Rng, Zone};
 use crate::config;
 use crate::downlink::Command;
 use crate::driver::dialler::{self, Dial};
-use crate::driver::ingest::Alarming;
+use crate::driver::ingest::{self, Alarming};
 use crate::driver::sys;
 use crate::event::catalogue::{Maker, Occurrence};
 use crate::event::{Event, Lane};
-use crate::outbox::{Memo, Outbox, Store};
+use crate::outbox::{Accepted, Memo, Outbox, Store};
 use crate::sensor::button::Press;
 use crate::sensor::inactivity::Away;
 use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
@@ -45,7 +45,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(20);
 /// The memo of the day on which a scheduled test was last.
 const SCHEDULE_MEMO: &str = "alarm.schedule";
 /// How long the watch over activity may take to remember a holiday.
-const HOLIDAY: Duration = Duration::from_secs(2);
+const HOLIDAY: Duration = Duration::from_millis(500);
 /// The part that is at fault when an alarm could not be read back.
 const ALARM: &str = "alarm";
 
@@ -132,6 +132,10 @@ impl AlarmHandle {
 
     /// The consumer has these events. Waits for no room either.
     pub(super) fn receipt(&self, ids: Vec<String>, actor: Actor, settle: Settle) {
+        if settle.0.is_none() && self.asks.capacity() < QUEUED / 2 {
+            tracing::warn!("too many receipts: one of QoS 0 is dropped");
+            return;
+        }
         let _ = self.asks.try_send(Ask::Receipt { ids, actor, settle });
     }
 }
@@ -141,6 +145,7 @@ impl AlarmHandle {
 pub(super) struct Plan {
     settings: Settings,
     schedule: Option<Schedule>,
+    zone: Zone,
     on_button: bool,
     restored: Restored,
     last_test: Option<i64>,
@@ -149,7 +154,7 @@ pub(super) struct Plan {
 }
 
 /// Reads back what was open.
-pub(super) fn plan<S: Store>(config: &config::Config, outbox: &Outbox<S>) -> Plan {
+pub(super) fn plan<S: Store>(config: &config::Config, zone: Zone, outbox: &Outbox<S>) -> Plan {
     let mut problems = Vec::new();
     let mut memo = |name: &str| match outbox.memo(name) {
         Ok(bytes) => bytes,
@@ -173,6 +178,7 @@ pub(super) fn plan<S: Store>(config: &config::Config, outbox: &Outbox<S>) -> Pla
     Plan {
         settings: Settings { cancel_window, receipt_timeout, rounds, again_after, contacts },
         schedule: schedule.map(|s| Schedule { weekday: s.weekday, minute: s.minute }),
+        zone,
         on_button: config.alarm.on_button,
         restored: Restored { real, test },
         last_test: day,
@@ -218,6 +224,7 @@ pub(super) fn start(supervisor: &mut Supervisor, plan: Plan, wires: Wires) -> Al
         signal: wires.signal,
         dials,
         schedule: plan.schedule,
+        zone: plan.zone,
         last_test: plan.last_test,
         on_button: plan.on_button,
         commands: plan.commands,
@@ -226,7 +233,8 @@ pub(super) fn start(supervisor: &mut Supervisor, plan: Plan, wires: Wires) -> Al
         resumed: false,
     };
     let task = Arc::new(Mutex::new(task));
-    supervisor.task(Stage::Source, "alarm", BUDGET, move |stop| {
+    // Sources still cry while they stop.
+    supervisor.task(Stage::Uplink, "alarm", BUDGET, move |stop| {
         let task = Arc::clone(&task);
         async move { task.lock().await.run(stop).await }
     });
@@ -285,6 +293,7 @@ struct Task {
     signal: watch::Sender<Signal>,
     dials: Option<std::sync::mpsc::SyncSender<Dial>>,
     schedule: Option<Schedule>,
+    zone: Zone,
     last_test: Option<i64>,
     on_button: bool,
     commands: Commands,
@@ -314,8 +323,10 @@ impl Task {
                     self.step(Vec::new(), Vec::new(), |alarms, now, rng| Ok(alarms.tick(now, rng)))
                         .await?;
                 }
-                Some(event) = self.ingested.recv() => self.ingested(event).await?,
-                Some(ask) = self.asks.recv() => self.asked(ask).await?,
+                Some(alarming) = self.ingested.recv() => self.ingested(alarming).await,
+                Some(ask) = self.asks.recv() => if let Err(error) = self.asked(ask).await {
+                    tracing::error!("what came from the broker is not recorded, and comes again: {error}");
+                },
                 _ = look.tick(), if self.schedule.is_some() => self.look_at_schedule().await?,
             }
         }
@@ -324,17 +335,15 @@ impl Task {
     async fn urgent(&mut self, input: Urgent) -> Outcome {
         match input {
             Urgent::Trigger { causes, trigger, done } => {
-                let stored = self.handle(causes, Input::Trigger(trigger)).await.map(drop);
+                let stored = self.handle(causes, Input::Trigger(trigger)).await;
                 let _ = done.send(stored.clone());
                 stored
             }
             Urgent::Press { button, press, held } => self.pressed(&button, press, held).await,
-            Urgent::Cancel { who } => {
-                self.handle(Vec::new(), cancel(&who, who.clone())).await.map(drop)
-            }
+            Urgent::Cancel { who } => self.handle(Vec::new(), cancel(&who, who.clone())).await,
             Urgent::Dialled { alarm, call, outcome } => {
                 tracing::info!(alarm, call, ?outcome, "the dialler has ended");
-                self.handle(Vec::new(), Input::Dialled { alarm, call, outcome }).await.map(drop)
+                self.handle(Vec::new(), Input::Dialled { alarm, call, outcome }).await
             }
         }
     }
@@ -348,7 +357,7 @@ impl Task {
         let cause = event.id().to_owned();
         let causes = vec![(lane, event)];
         if press == Press::Short && self.alarms.is_pending() {
-            return self.handle(causes, cancel(button, cause)).await.map(drop);
+            return self.handle(causes, cancel(button, cause)).await;
         }
         let test = press == Press::Hold;
         if !self.on_button && !test {
@@ -357,16 +366,34 @@ impl Task {
         let text = format!("{} press of {button}", press.as_str());
         let trigger = Trigger::new(Kind::Button, Some(cause), text);
         let trigger = Trigger { test, at_once: press == Press::Long, ..trigger };
-        self.handle(causes, Input::Trigger(trigger)).await.map(drop)
+        self.handle(causes, Input::Trigger(trigger)).await
     }
 
-    async fn ingested(&mut self, event: Alarming) -> Outcome {
-        let text = format!("event of type {}", event.event_type);
-        let trigger = Trigger::new(Kind::Ingest, Some(event.id), text);
-        let trigger = Trigger { test: event.test, ..trigger };
-        let stored = self.handle(Vec::new(), Input::Trigger(trigger)).await.map(drop);
-        let _ = event.done.send(stored.clone());
-        stored
+    /// What cannot be stored is the client's to hand in again.
+    async fn ingested(&mut self, alarming: Alarming) {
+        let Alarming { events, triggers, done } = alarming;
+        let inputs = triggers.into_iter().map(|ingest::Trigger { id, event_type, test }| {
+            let text = format!("event of type {event_type}");
+            Input::Trigger(Trigger { test, ..Trigger::new(Kind::Ingest, Some(id), text) })
+        });
+        let inputs: Vec<_> = inputs.collect();
+        let count = events.len();
+        let stored = self.step(events, Vec::new(), |alarms, now, rng| {
+            let mut all = Told::default();
+            for input in inputs {
+                match alarms.handle(input, now, rng) {
+                    Ok(told) => all.join(told),
+                    // A test beside a real alarm; the others count all the same.
+                    Err(refusal) => tracing::warn!("{refusal}"),
+                }
+            }
+            Ok(all)
+        });
+        let accepted = stored.await.map(|(_, mut accepted)| {
+            accepted.truncate(count);
+            accepted
+        });
+        let _ = done.send(accepted);
     }
 
     async fn asked(&mut self, ask: Ask) -> Outcome {
@@ -422,10 +449,8 @@ impl Task {
     async fn look_at_schedule(&mut self) -> Outcome {
         let Some(schedule) = self.schedule else { return Ok(()) };
         let now = self.time.now();
-        let Some(local) = local(now).filter(|_| now.wall.state == ClockState::Synced) else {
-            return Ok(());
-        };
-        if !schedule.is_due(local, self.last_test) {
+        let local = local(&self.zone, now);
+        if now.wall.state != ClockState::Synced || !schedule.is_due(local, self.last_test) {
             return Ok(());
         }
         let trigger = Trigger::new(Kind::Schedule, None, "scheduled test");
@@ -434,18 +459,15 @@ impl Task {
         let memos = vec![Memo { name: SCHEDULE_MEMO, bytes }];
         let step = self.step(Vec::new(), memos, |alarms, now, rng| alarms.handle(input, now, rng));
         match step.await? {
-            None => self.last_test = Some(local.day),
-            Some(refusal) => tracing::warn!("the scheduled test alarm waits: {refusal}"),
+            (None, _) => self.last_test = Some(local.day),
+            (Some(refusal), _) => tracing::warn!("the scheduled test alarm waits: {refusal}"),
         }
         Ok(())
     }
 
-    async fn handle(
-        &mut self,
-        causes: Vec<(Lane, Event)>,
-        input: Input,
-    ) -> Result<Option<Refusal>, String> {
-        self.step(causes, Vec::new(), |alarms, now, rng| alarms.handle(input, now, rng)).await
+    async fn handle(&mut self, causes: Vec<(Lane, Event)>, input: Input) -> Outcome {
+        let change = |alarms: &mut Alarms, now, rng: &mut Rng| alarms.handle(input, now, rng);
+        self.step(causes, Vec::new(), change).await.map(drop)
     }
 
     /// Tries a change on a copy. A refusal leaves the state, and what caused it is stored all the same.
@@ -454,7 +476,7 @@ impl Task {
         causes: Vec<(Lane, Event)>,
         memos: Vec<Memo>,
         change: impl FnOnce(&mut Alarms, Now, &mut Rng) -> Result<Told, Refusal>,
-    ) -> Result<Option<Refusal>, String> {
+    ) -> Result<(Option<Refusal>, Vec<Accepted>), String> {
         let now = self.time.now();
         let mut next = self.alarms.clone();
         let (told, memos, refusal) = match change(&mut next, now, &mut self.rng) {
@@ -468,8 +490,8 @@ impl Task {
         for (id, occurrence) in &told.occurrences {
             events.push(self.event(id.clone(), occurrence, now)?);
         }
-        self.commit(next, events, memos, told).await?;
-        Ok(refusal)
+        let accepted = self.commit(next, events, memos, told).await?;
+        Ok((refusal, accepted))
     }
 
     fn event(
@@ -488,12 +510,13 @@ impl Task {
         events: Vec<(Lane, Event)>,
         mut memos: Vec<Memo>,
         told: Told,
-    ) -> Outcome {
+    ) -> Result<Vec<Accepted>, String> {
         let changed = next.memos(&self.alarms);
         memos.extend(changed.into_iter().map(|(name, bytes)| Memo { name, bytes }));
-        if !events.is_empty() || !memos.is_empty() {
-            self.reporter.commit(events, memos).await?;
-        }
+        let accepted = match (events.is_empty(), memos.is_empty()) {
+            (true, true) => Vec::new(),
+            _ => self.reporter.commit(events, memos).await?,
+        };
         self.alarms = next;
         self.signal.send_if_modified(|signal| {
             let now = self.alarms.signal();
@@ -507,7 +530,7 @@ impl Task {
             }
         }
         self.dial(told.calls);
-        Ok(())
+        Ok(accepted)
     }
 
     fn dial(&self, calls: Vec<Call>) {
@@ -532,19 +555,17 @@ fn cancel(who: &str, cause: String) -> Input {
 
 async fn after(due: Option<Duration>) {
     match due {
+        // A sleep of no time at all is not ready at once, and something else always is.
+        Some(Duration::ZERO) => {}
         Some(due) => tokio::time::sleep(due).await,
         None => std::future::pending().await,
     }
 }
 
-/// The device's local time; its zone is the system's.
-fn local(now: Now) -> Option<Local> {
-    use chrono::{Datelike, Timelike};
-    let utc = chrono::DateTime::from_timestamp_millis(i64::try_from(now.wall.unix_ms).ok()?)?;
-    let local = utc.with_timezone(&chrono::Local);
-    Some(Local {
-        day: i64::from(local.num_days_from_ce()),
-        weekday: local.weekday().num_days_from_monday(),
-        minute: local.hour() * 60 + local.minute(),
-    })
+/// What the clock on the wall of the home shows.
+fn local(zone: &Zone, now: Now) -> Local {
+    let at = zone.local(now.wall.unix_ms);
+    let hour = u32::try_from(at.hour_of_week()).unwrap_or(0);
+    let minute = hour % 24 * 60 + u32::from(at.minute_of_hour());
+    Local { day: at.day(), weekday: hour / 24, minute }
 }

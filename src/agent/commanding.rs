@@ -143,8 +143,8 @@ impl Commands {
         // A completed one gives no reason: the next that does tells of the flood.
         let gives = matches!(&occurrence, Occurrence::Command { reason: Some(_), .. });
         self.flood_told = gives && flood.is_some();
-        let next = self.next.as_ref().filter(|next| **next != self.done);
-        let memo = next.map(|next| Memo { name: DONE_MEMO, bytes: next.to_bytes() });
+        // Also where nothing is new in it: what has a memo is committed at once, and cries wait behind it.
+        let memo = self.next.as_ref().map(|next| Memo { name: DONE_MEMO, bytes: next.to_bytes() });
         Answer { occurrence, memo }
     }
 

@@ -87,18 +87,24 @@ impl Reporter {
     /// One line: the event could not be made or stored.
     pub(super) async fn report(&self, occurrence: &Occurrence) -> Outcome {
         let event = self.make(occurrence)?;
-        self.commit(vec![event], Vec::new()).await
+        self.commit(vec![event], Vec::new()).await.map(drop)
     }
 
-    /// Returns once these events and memos are on stable storage, in one commit.
+    /// Returns once these events and memos are on stable storage, in one commit; the events in their
+    /// order.
     ///
     /// # Errors
     /// One line: nothing was stored.
-    pub(super) async fn commit(&self, events: Vec<(Lane, Event)>, memos: Vec<Memo>) -> Outcome {
+    pub(super) async fn commit(
+        &self,
+        events: Vec<(Lane, Event)>,
+        memos: Vec<Memo>,
+    ) -> Result<Vec<Accepted>, String> {
         let types = event_types(&events);
         let accepted = self.shared.outbox.append_with(events, memos).await;
-        self.accepted(types, accepted.map_err(|e| e.to_string())?);
-        Ok(())
+        let accepted = accepted.map_err(|e| e.to_string())?;
+        self.accepted(types, accepted.clone());
+        Ok(accepted)
     }
 
     /// The same for a thread.
@@ -176,15 +182,16 @@ impl Reporter {
     }
 
     fn newly_raised(&self, part: &str, problem: &str) -> Option<Occurrence> {
-        tracing::error!(part, "{problem}");
         let (part, problem) = (part.to_owned(), problem.to_owned());
         {
             let mut at_fault = lock(&self.shared.at_fault);
             if !at_fault.insert(part.clone()) {
+                tracing::debug!(part, "{problem}");
                 return None;
             }
             self.signal_faults(&at_fault);
         }
+        tracing::error!(part, "{problem}");
         self.happened(Happening::Fault { part: part.clone(), problem: problem.clone() });
         Some(Occurrence::FaultRaised { part, problem })
     }

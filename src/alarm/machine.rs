@@ -24,6 +24,13 @@ pub struct Alarms {
 /// Steps that time alone can bring about at once: window, walk.
 const STEPS_AT_ONCE: usize = 4;
 
+/// One input at one moment, and what comes of it.
+pub(super) struct Turn<'a> {
+    pub(super) now: Now,
+    pub(super) rng: &'a mut Rng,
+    pub(super) told: Told,
+}
+
 impl Alarms {
     /// What was open goes on. `boot` is the kernel's id of this boot. Also says which memo could not be
     /// read: then that alarm is lost, and somebody must be told.
@@ -94,22 +101,22 @@ impl Alarms {
     /// # Errors
     /// It asks for a step that cannot be taken; nothing has changed.
     pub fn handle(&mut self, input: Input, now: Now, rng: &mut Rng) -> Result<Told, Refusal> {
-        let mut told = Told::default();
+        let mut turn = Turn { now, rng, told: Told::default() };
         match input {
-            Input::Trigger(trigger) => self.trigger(&trigger, now, rng, &mut told)?,
+            Input::Trigger(trigger) => self.trigger(&trigger, &mut turn)?,
             Input::Request { step, alarm, not_after_ms, actor } => {
                 let test = self.find(step, alarm.as_deref(), not_after_ms)?;
-                self.request(step, test, &actor, now, rng, &mut told)?;
+                self.request(step, test, &actor, &mut turn)?;
             }
-            Input::Receipt { ids, actor } => self.receipt(&ids, &actor, now, rng, &mut told),
+            Input::Receipt { ids, actor } => self.receipt(&ids, &actor, &mut turn),
             Input::Dialled { alarm, call, outcome } => self.dialled(&alarm, call, &outcome, now),
         }
-        Ok(told)
+        Ok(turn.told)
     }
 
     /// Time has passed.
     pub fn tick(&mut self, now: Now, rng: &mut Rng) -> Told {
-        let mut told = Told::default();
+        let mut turn = Turn { now, rng, told: Told::default() };
         for test in [false, true] {
             for _ in 0..STEPS_AT_ONCE {
                 let Some(mut alarm) = self.slot(test).take() else { break };
@@ -119,12 +126,12 @@ impl Alarms {
                     match alarm.state {
                         State::Pending => {
                             let by = json!({ "via": "time" });
-                            self.raise(&mut alarm, by, None, now, rng, &mut told);
+                            self.raise(&mut alarm, by, None, &mut turn);
                         }
-                        State::Raised => self.walk_on(&mut alarm, now, rng, &mut told),
+                        State::Raised => self.walk_on(&mut alarm, &mut turn),
                         State::Acknowledged => alarm.deadline = None,
                     }
-                    told.alarm = Some(alarm.id.clone());
+                    turn.told.alarm = Some(alarm.id.clone());
                 }
                 *self.slot(test) = Some(alarm);
                 if !over {
@@ -132,43 +139,37 @@ impl Alarms {
                 }
             }
         }
-        told
+        turn.told
     }
 
     fn slot(&mut self, test: bool) -> &mut Option<Alarm> {
         if test { &mut self.test } else { &mut self.real }
     }
 
-    fn trigger(
-        &mut self,
-        trigger: &Trigger,
-        now: Now,
-        rng: &mut Rng,
-        told: &mut Told,
-    ) -> Result<(), Refusal> {
+    fn trigger(&mut self, trigger: &Trigger, turn: &mut Turn<'_>) -> Result<(), Refusal> {
         if let (true, Some(real)) = (trigger.test, &self.real) {
             return Err(Refusal(format!("alarm {} is open: no test beside it", real.id)));
         }
         let open = self.slot(trigger.test).take();
         let mut alarm = match open {
             Some(alarm) => alarm,
-            None => self.opened(trigger, now, rng, told),
+            None => self.opened(trigger, turn),
         };
-        if told.occurrences.is_empty() {
-            alarm.join(trigger, now);
+        if turn.told.occurrences.is_empty() {
+            alarm.join(trigger, turn.now);
         }
         let by = json!({ "via": trigger.kind.as_str() });
         let raise = match alarm.state {
             State::Pending => trigger.at_once,
-            State::Acknowledged => trigger.at_once || self.is_long_ago(&alarm, now),
+            State::Acknowledged => trigger.at_once || self.is_long_ago(&alarm, turn.now),
             State::Raised => {
-                alarm.walk.exhausted && (trigger.at_once || self.is_long_ago(&alarm, now))
+                alarm.walk.exhausted && (trigger.at_once || self.is_long_ago(&alarm, turn.now))
             }
         };
         if raise {
-            self.raise(&mut alarm, by, trigger.cause.clone(), now, rng, told);
+            self.raise(&mut alarm, by, trigger.cause.clone(), turn);
         }
-        told.alarm = Some(alarm.id.clone());
+        turn.told.alarm = Some(alarm.id.clone());
         *self.slot(trigger.test) = Some(alarm);
         Ok(())
     }
@@ -177,10 +178,11 @@ impl Alarms {
         alarm.step.elapsed(&self.boot, now).is_none_or(|past| past >= self.settings.again_after)
     }
 
-    fn opened(&self, trigger: &Trigger, now: Now, rng: &mut Rng, told: &mut Told) -> Alarm {
+    fn opened(&self, trigger: &Trigger, turn: &mut Turn<'_>) -> Alarm {
+        let now = turn.now;
         let window = self.settings.cancel_window;
         let mut alarm = Alarm {
-            id: rng.uuid_v7(now.wall),
+            id: turn.rng.uuid_v7(now.wall),
             test: trigger.test,
             state: State::Pending,
             opened_ms: now.wall.unix_ms,
@@ -198,26 +200,18 @@ impl Alarms {
         };
         alarm.join(trigger, now);
         let extra = json!({ "cancel_window_s": window.as_secs_f64() });
-        self.tell(&mut alarm, AlarmStep::Pending, trigger.cause.clone(), extra, now, rng, told);
+        self.tell(&mut alarm, AlarmStep::Pending, trigger.cause.clone(), extra, turn);
         alarm
     }
 
-    fn raise(
-        &self,
-        alarm: &mut Alarm,
-        by: Value,
-        cause: Option<String>,
-        now: Now,
-        rng: &mut Rng,
-        told: &mut Told,
-    ) {
+    fn raise(&self, alarm: &mut Alarm, by: Value, cause: Option<String>, turn: &mut Turn<'_>) {
         alarm.state = State::Raised;
         alarm.walk = Walk::default();
         alarm.seen_by = None;
-        alarm.deadline = Some(Deadline::new(&self.boot, now, self.settings.receipt_timeout));
+        alarm.deadline = Some(Deadline::new(&self.boot, turn.now, self.settings.receipt_timeout));
         let extra = json!({ "by": by, "again": alarm.raised > 0 });
         let cause = cause.or_else(|| Some(alarm.last_event.clone()));
-        self.tell(alarm, AlarmStep::Raised, cause, extra, now, rng, told);
+        self.tell(alarm, AlarmStep::Raised, cause, extra, turn);
         alarm.was_raised(alarm.last_event.clone());
     }
 
@@ -254,9 +248,7 @@ impl Alarms {
         step: Request,
         test: bool,
         actor: &Actor,
-        now: Now,
-        rng: &mut Rng,
-        told: &mut Told,
+        turn: &mut Turn<'_>,
     ) -> Result<(), Refusal> {
         let Some(mut alarm) = self.slot(test).clone() else {
             return Err(Refusal("no alarm is open".to_owned()));
@@ -266,19 +258,19 @@ impl Alarms {
         let refuse = |what: &str| Err(Refusal(format!("alarm {} {what}", alarm.id)));
         match (step, alarm.state) {
             (Request::Cancel, State::Pending) => {
-                self.tell(&mut alarm, AlarmStep::Cancelled, cause, by, now, rng, told);
+                self.tell(&mut alarm, AlarmStep::Cancelled, cause, by, turn);
             }
             (Request::Cancel, _) => {
                 return refuse("is raised: acknowledge and resolve it instead");
             }
             (Request::Acknowledge, State::Raised) => {
-                self.acknowledge(&mut alarm, actor, now, rng, told);
+                self.acknowledge(&mut alarm, actor, turn);
             }
             (Request::Resolve, State::Raised | State::Acknowledged) => {
                 if alarm.state == State::Raised {
-                    self.acknowledge(&mut alarm, actor, now, rng, told);
+                    self.acknowledge(&mut alarm, actor, turn);
                 }
-                self.tell(&mut alarm, AlarmStep::Resolved, cause, by, now, rng, told);
+                self.tell(&mut alarm, AlarmStep::Resolved, cause, by, turn);
             }
             (Request::Acknowledge, State::Acknowledged) => {
                 let who = alarm.seen_by.as_deref().unwrap_or("somebody");
@@ -288,35 +280,28 @@ impl Alarms {
                 return refuse("is pending: cancel it, or wait until it is raised");
             }
         }
-        told.alarm = Some(alarm.id.clone());
+        turn.told.alarm = Some(alarm.id.clone());
         let over = step != Request::Acknowledge;
         *self.slot(test) = (!over).then_some(alarm);
         Ok(())
     }
 
-    fn acknowledge(
-        &self,
-        alarm: &mut Alarm,
-        actor: &Actor,
-        now: Now,
-        rng: &mut Rng,
-        told: &mut Told,
-    ) {
+    fn acknowledge(&self, alarm: &mut Alarm, actor: &Actor, turn: &mut Turn<'_>) {
         alarm.state = State::Acknowledged;
         alarm.deadline = None;
         alarm.seen_by = Some(short(actor.name.as_deref().unwrap_or(&actor.who)));
         let by = json!({ "by": describe(actor) });
-        self.tell(alarm, AlarmStep::Acknowledged, Some(actor.cause.clone()), by, now, rng, told);
+        self.tell(alarm, AlarmStep::Acknowledged, Some(actor.cause.clone()), by, turn);
     }
 
     /// A receipt for a raised alarm is its acknowledgement; one for anything else is not for us.
-    fn receipt(&mut self, ids: &[String], actor: &Actor, now: Now, rng: &mut Rng, told: &mut Told) {
+    fn receipt(&mut self, ids: &[String], actor: &Actor, turn: &mut Turn<'_>) {
         for test in [false, true] {
             let Some(mut alarm) = self.slot(test).clone() else { continue };
             let named = alarm.raised_events.iter().any(|event| ids.contains(event));
             if named && alarm.state == State::Raised {
-                self.acknowledge(&mut alarm, actor, now, rng, told);
-                told.alarm = Some(alarm.id.clone());
+                self.acknowledge(&mut alarm, actor, turn);
+                turn.told.alarm = Some(alarm.id.clone());
                 *self.slot(test) = Some(alarm);
             }
         }
@@ -339,26 +324,23 @@ impl Alarms {
     }
 
     /// Makes the event of a step, and remembers that it was taken.
-    #[allow(clippy::too_many_arguments, reason = "time and chance are handed in")]
     pub(super) fn tell(
         &self,
         alarm: &mut Alarm,
         step: AlarmStep,
         cause: Option<String>,
         extra: Value,
-        now: Now,
-        rng: &mut Rng,
-        told: &mut Told,
+        turn: &mut Turn<'_>,
     ) {
-        let id = rng.uuid_v7(now.wall);
+        let id = turn.rng.uuid_v7(turn.now.wall);
         let mut data = summary(alarm);
         if let (Value::Object(data), Value::Object(extra)) = (&mut data, extra) {
             data.extend(extra);
         }
-        alarm.step = Moment::new(&self.boot, now);
+        alarm.step = Moment::new(&self.boot, turn.now);
         alarm.last_event.clone_from(&id);
         let (alarm, test) = (alarm.id.clone(), alarm.test);
-        told.occurrences.push((id, Occurrence::Alarm { step, alarm, cause, test, data }));
+        turn.told.occurrences.push((id, Occurrence::Alarm { step, alarm, cause, test, data }));
     }
 }
 

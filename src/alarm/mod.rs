@@ -226,6 +226,15 @@ pub struct Told {
     pub alarm: Option<String>,
 }
 
+impl Told {
+    /// Adds what a later change of the same commit brings about.
+    pub fn join(&mut self, later: Self) {
+        self.occurrences.extend(later.occurrences);
+        self.calls.extend(later.calls);
+        self.alarm = later.alarm.or(self.alarm.take());
+    }
+}
+
 /// A call to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {

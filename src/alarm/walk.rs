@@ -7,17 +7,22 @@
 //! Each call is an `escalated` before it goes out. A round begins no sooner than `receipt_timeout` after
 //! the one before it, so that a dead modem does not use up all rounds in a second.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::durable::{Alarm, Deadline, LastCall, Moment};
-use super::machine::{Alarms, summary};
-use super::{Call, Now, Told};
-use crate::clock::Rng;
+use super::machine::{Alarms, Turn, summary};
+use super::{Call, Now};
 use crate::event::catalogue::AlarmStep;
+
+/// How long a program that was killed at its limit may take to be heard of.
+const ENDING: Duration = Duration::from_secs(1);
 
 impl Alarms {
     /// The next contact's turn, or the end of the walk.
-    pub(super) fn walk_on(&self, alarm: &mut Alarm, now: Now, rng: &mut Rng, told: &mut Told) {
+    pub(super) fn walk_on(&self, alarm: &mut Alarm, turn: &mut Turn<'_>) {
+        let now = turn.now;
         let contacts = &self.settings.contacts;
         let count = u32::try_from(contacts.len()).unwrap_or(0);
         let last = alarm.last_call.as_ref();
@@ -34,7 +39,7 @@ impl Alarms {
                 "before": before,
             });
             let cause = Some(alarm.last_event.clone());
-            return self.tell(alarm, AlarmStep::Escalated, cause, extra, now, rng, told);
+            return self.tell(alarm, AlarmStep::Escalated, cause, extra, turn);
         }
         let (round, place) = (alarm.walk.made / count, alarm.walk.made % count);
         if place == 0 {
@@ -50,7 +55,8 @@ impl Alarms {
         let contact = &contacts[place as usize];
         alarm.walk.made += 1;
         alarm.calls = alarm.calls.saturating_add(1);
-        alarm.deadline = Some(Deadline::new(&self.boot, now, contact.timeout));
+        // A program that runs for too long is killed first, and its end told with the next step.
+        alarm.deadline = Some(Deadline::new(&self.boot, now, contact.timeout + ENDING));
         alarm.last_call = Some(LastCall {
             number: alarm.calls,
             contact: super::durable::short(&contact.name),
@@ -65,8 +71,8 @@ impl Alarms {
             "before": before,
         });
         let cause = Some(alarm.last_event.clone());
-        self.tell(alarm, AlarmStep::Escalated, cause, extra, now, rng, told);
-        told.calls.extend(self.call(alarm));
+        self.tell(alarm, AlarmStep::Escalated, cause, extra, turn);
+        turn.told.calls.extend(self.call(alarm));
     }
 
     /// The call that an alarm waits for, if nobody knows how it ended.
@@ -74,7 +80,10 @@ impl Alarms {
         let under_way = alarm.last_call.as_ref().is_some_and(|last| last.outcome.is_none());
         let wanted = alarm.state.as_str() == "raised" && !alarm.walk.exhausted && under_way;
         let left = alarm.deadline.as_ref().map(|deadline| deadline.left(&self.boot, now));
-        if wanted && left.is_some_and(|left| !left.is_zero()) { self.call(alarm) } else { None }
+        let left = left.filter(|left| wanted && !left.is_zero())?;
+        let mut call = self.call(alarm)?;
+        call.contact.timeout = call.contact.timeout.min(left.saturating_sub(ENDING));
+        Some(call)
     }
 
     fn call(&self, alarm: &Alarm) -> Option<Call> {

@@ -56,13 +56,20 @@ pub fn run(
     while !stop() {
         let wait = if running.is_empty() { IDLE } else { LOOK_EVERY };
         match calls.recv_timeout(wait) {
-            Ok(dial) => match start(&dial) {
-                Ok(child) => {
-                    let until = clock.now() + dial.limit;
-                    running.push(Running { dial, child, until });
+            Ok(dial) => {
+                // Two at once would fight over one modem.
+                for mut old in running.extract_if(.., |old| old.dial.alarm == dial.alarm) {
+                    kill(&mut old.child);
+                    ended(old.dial.alarm, old.dial.call, Err("killed by the next call".to_owned()));
                 }
-                Err(problem) => ended(dial.alarm, dial.call, Err(problem)),
-            },
+                match start(&dial) {
+                    Ok(child) => {
+                        let until = clock.now() + dial.limit;
+                        running.push(Running { dial, child, until });
+                    }
+                    Err(problem) => ended(dial.alarm, dial.call, Err(problem)),
+                }
+            }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,
         }
@@ -173,11 +180,17 @@ mod tests {
     }
 
     #[test]
+    fn the_next_call_of_an_alarm_ends_the_one_before() {
+        let ended = outcomes(vec![dial("sleep 1000", 600_000), dial("exit 0", 10_000)]);
+        assert_eq!(ended, [Err("killed by the next call".into()), Ok("exit status 0".into())]);
+    }
+
+    #[test]
     fn a_program_that_takes_too_long_is_killed_with_all_that_it_started() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let script = format!("sleep 1000 & echo $! > {}; wait", file.path().display());
         let began = Instant::now();
-        let quick = dial("exit 0", 10_000);
+        let quick = Dial { alarm: "a2".to_owned(), ..dial("exit 0", 10_000) };
         let ended = outcomes(vec![dial(&script, 300), quick]);
         assert_eq!(ended, [Ok("exit status 0".into()), Err("killed after 0 s".into())]);
         assert!(began.elapsed() < Duration::from_secs(20));

@@ -39,12 +39,14 @@ use super::outbox_admin::Admin;
 use super::outbox_http;
 use super::outbox_writer::OutboxHandle;
 use crate::event::{Event, EventError, Lane, MAX_EVENT_BYTES, json as format};
-use crate::outbox::{event_bytes, sequence_text};
+use crate::outbox::{Accepted, event_bytes, sequence_text};
 
 /// The largest request body, in bytes.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
 /// The most events in one batch: they share one commit.
 pub const MAX_BATCH: usize = 256;
+/// The same where one of them makes an alarm, whose events share the commit.
+pub const MAX_ALARM_BATCH: usize = MAX_BATCH - 16;
 /// Requests served at the same time; one more is told to come again.
 pub const MAX_REQUESTS: usize = 32;
 /// How long a client may take to send its body.
@@ -73,17 +75,26 @@ impl Route {
     }
 }
 
-/// An accepted event that is to make an alarm.
+/// Events of one request, of which some are to make an alarm: all of that is one commit.
 #[derive(Debug)]
 pub struct Alarming {
+    /// All of them, each in its lane.
+    pub events: Vec<(Lane, Event)>,
+    /// Those that are to make an alarm.
+    pub triggers: Vec<Trigger>,
+    /// For the word that events and alarm are on stable storage.
+    pub done: oneshot::Sender<Result<Vec<Accepted>, String>>,
+}
+
+/// An event that is to make an alarm.
+#[derive(Debug)]
+pub struct Trigger {
     /// Its `id`.
     pub id: String,
     /// Its `type`.
     pub event_type: String,
     /// It says that it is only a test.
     pub test: bool,
-    /// For the word that the alarm is on stable storage.
-    pub done: oneshot::Sender<Result<(), String>>,
 }
 
 /// Where events go.
@@ -191,15 +202,21 @@ async fn accept(targets: &Targets, request: Request) -> Result<Response, Problem
     }
     let routed = events.into_iter().map(|event| targets.route(event));
     let routed = routed.collect::<Result<Vec<_>, _>>()?;
-    let alarming: Vec<_> =
-        routed.iter().filter(|(_, _, alarm)| *alarm).map(|(_, event, _)| named(event)).collect();
-    let events = routed.into_iter().map(|(lane, event, _)| (lane, event)).collect();
+    let triggers: Vec<_> =
+        routed.iter().filter(|(_, _, alarm)| *alarm).map(|(_, event, _)| trigger(event)).collect();
+    let events: Vec<_> = routed.into_iter().map(|(lane, event, _)| (lane, event)).collect();
     let unavailable = |e: String| Problem::new(StatusCode::SERVICE_UNAVAILABLE, e);
-    let accepted = targets.outbox.append(events).await.map_err(|e| unavailable(e.to_string()))?;
-    // A crash in between costs no alarm: without the answer the event is handed in again.
-    for (id, event_type, test) in alarming {
-        targets.alarm(id, event_type, test).await.map_err(unavailable)?;
-    }
+    let accepted = if triggers.is_empty() {
+        targets.outbox.append(events).await.map_err(|e| unavailable(e.to_string()))?
+    } else if events.len() > MAX_ALARM_BATCH {
+        let detail = format!(
+            "{} events in the batch; at most {MAX_ALARM_BATCH} where one makes an alarm",
+            events.len()
+        );
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+    } else {
+        targets.alarm(events, triggers).await.map_err(unavailable)?
+    };
     let accepted: Vec<_> = accepted
         .iter()
         .map(|a| json!({ "id": a.id, "lane": a.lane.as_str(), "sequence": sequence_text(a.sequence) }))
@@ -242,26 +259,30 @@ pub(super) async fn read(body: Body) -> Result<Bytes, Problem> {
     }
 }
 
-/// Id, type and whether it is a test.
-fn named(event: &Event) -> (String, String, bool) {
+fn trigger(event: &Event) -> Trigger {
     let test = event.attribute("testalarm").is_some_and(|value| value.to_string() == "true");
-    (event.id().to_owned(), event.event_type().to_owned(), test)
+    Trigger { id: event.id().to_owned(), event_type: event.event_type().to_owned(), test }
 }
 
 impl Targets {
-    /// The lane that a route or the event itself names, telemetry if none does; and whether it makes
-    /// an alarm.
+    /// Whether it makes an alarm, and its lane: what a route says, `alert` for what makes an alarm, what
+    /// the event itself asks for, telemetry.
     fn route(&self, event: Event) -> Result<(Lane, Event, bool), Problem> {
         let route = self.routes.iter().find(|route| route.fits(event.event_type()));
-        let (lane, event) = in_lane(event)?;
-        let lane = route.and_then(|route| route.lane).unwrap_or(lane);
-        Ok((lane, event, route.is_some_and(|route| route.alarm)))
+        let alarm = route.is_some_and(|route| route.alarm);
+        let (asked, event) = in_lane(event)?;
+        let otherwise = if alarm { Lane::Alert } else { asked };
+        Ok((route.and_then(|route| route.lane).unwrap_or(otherwise), event, alarm))
     }
 
-    async fn alarm(&self, id: String, event_type: String, test: bool) -> Result<(), String> {
+    async fn alarm(
+        &self,
+        events: Vec<(Lane, Event)>,
+        triggers: Vec<Trigger>,
+    ) -> Result<Vec<Accepted>, String> {
         let (done, answer) = oneshot::channel();
         let ends = |_| "hark is shutting down: hand the event in again".to_owned();
-        let alarming = Alarming { id, event_type, test, done };
+        let alarming = Alarming { events, triggers, done };
         self.alarms.send(alarming).await.map_err(|e| ends(e.to_string()))?;
         answer.await.map_err(|e| ends(e.to_string()))?
     }

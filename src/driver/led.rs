@@ -55,7 +55,7 @@ impl Led {
         }
     }
 
-    /// Has the kernel blink; false where it does not offer that.
+    /// Has the kernel blink; false where it does not offer that, or not to us.
     ///
     /// # Errors
     /// A file of it cannot be written.
@@ -66,8 +66,12 @@ impl Led {
             return Ok(false);
         }
         self.write("trigger", "timer")?;
-        self.write("delay_on", &on_ms.to_string())?;
-        self.write("delay_off", &off_ms.to_string())?;
+        // The kernel makes these two as root's when the trigger is set.
+        let delays = self.write("delay_on", &on_ms.to_string());
+        if delays.and_then(|()| self.write("delay_off", &off_ms.to_string())).is_err() {
+            self.take()?;
+            return Ok(false);
+        }
         Ok(true)
     }
 
