@@ -9,7 +9,7 @@
 //!   on a slow link).
 //! - Within a lane records go in the order of their positions, except those that were refused or that
 //!   no receipt came for.
-//! - Memory is bounded: one page a lane, what is in flight, [`MAX_DEFERRED`] refused ones, the names of
+//! - Memory is bounded: one and a half pages a lane, what is in flight, [`MAX_DEFERRED`] refused ones, the names of
 //!   those that wait for a receipt.
 //!
 //! Terms: a *tail* is the position of the newest record of a lane; a *cursor* the newest that was
@@ -18,7 +18,7 @@
 //! *unconfirmed* while the broker has it and its consumer has not said so.
 //!
 //! How it works: the caller says how far the outbox reaches ([`Forwarder::reach`]), reads the pages
-//! that are [`Forwarder::wanted`], takes [`Forwarder::next`] when the session has room, and passes
+//! that are [`Forwarder::wanted`], one at a time and beside all else, takes [`Forwarder::next`] when the session has room, and passes
 //! on every notice ([`Forwarder::handle`]), every receipt ([`Forwarder::receipt`]) and the time
 //! ([`Forwarder::overdue`]). Nothing of this survives a restart and nothing needs to: the outbox is
 //! read again from its beginning, and what was unconfirmed is published once more.
@@ -42,6 +42,8 @@ use receipts::{AWAITING_MAX, Awaiting, GRACE};
 
 /// A page: enough to keep the window full between two reads, little enough for a small device.
 const PAGE: PageLimit = PageLimit { records: 128, bytes: 128 * 1024 };
+/// The next page is wanted when so few records are left, so that it is there when they are gone.
+const READ_AHEAD: usize = PAGE.records / 2;
 /// Refused records that wait for their next turn; while there are so many, the lanes below
 /// alerts rest, and at four times as many alerts too.
 pub const MAX_DEFERRED: usize = 64;
@@ -106,6 +108,8 @@ pub struct Wanted {
     pub limit: PageLimit,
     /// The one record at this position, for which no receipt came.
     again: Option<Position>,
+    /// How far the lane reached when this was wanted.
+    tail: Option<Position>,
 }
 
 /// A record on its way.
@@ -218,6 +222,8 @@ struct Queue {
     passed_over: bool,
     /// The lane was read from its beginning: what is still under way must be left out.
     rewound: bool,
+    /// What was under way when the page that is being read was wanted.
+    under_way: HashSet<Position>,
 }
 
 /// The way of the records from the outbox to the session and back; see the [module](self).
@@ -274,38 +280,44 @@ impl Forwarder {
     }
 
     /// The page to read next: of the most urgent lane that has more than was read; then one record
-    /// for which no receipt came.
-    pub fn wanted(&self) -> Option<Wanted> {
+    /// for which no receipt came. Not to be asked again before that page is [loaded](Self::loaded).
+    pub fn wanted(&mut self) -> Option<Wanted> {
         let page = Lane::ALL.into_iter().find_map(|lane| {
-            let queue = &self.queues[lane.index()];
-            let more = queue.page.is_empty() && queue.tail > queue.cursor;
-            more.then_some(Wanted { lane, after: queue.cursor, limit: PAGE, again: None })
+            let Queue { page, tail, cursor, .. } = &self.queues[lane.index()];
+            let more = page.len() <= READ_AHEAD && tail > cursor;
+            more.then_some(Wanted { lane, after: *cursor, limit: PAGE, again: None, tail: *tail })
         });
+        if let Some(Wanted { lane, .. }) = page {
+            self.queues[lane.index()].under_way = self.under_way(lane);
+        }
         page.or_else(|| {
             let (lane, position) = self.awaiting.over()?;
-            let free = self.queues[lane.index()].again.is_none();
+            let queue = &self.queues[lane.index()];
             let after = position.0.checked_sub(1).map(Position);
             let limit = PageLimit { records: 1, ..PAGE };
-            free.then_some(Wanted { lane, after, limit, again: Some(position) })
+            let wanted = Wanted { lane, after, limit, again: Some(position), tail: queue.tail };
+            queue.again.is_none().then_some(wanted)
         })
     }
 
-    /// Takes the page that was wanted. An empty one means that there is nothing up to the tail.
+    /// Takes the page that was wanted. An empty one means that there was nothing up to the tail.
     pub fn loaded(&mut self, wanted: Wanted, records: Vec<Record>) {
+        let queue = &mut self.queues[wanted.lane.index()];
         if let Some(position) = wanted.again {
-            let rounds = self.awaiting.remove((wanted.lane, position)).unwrap_or(0);
+            // Its receipt may have come meanwhile.
+            let Some(rounds) = self.awaiting.remove((wanted.lane, position)) else { return };
             // Another record in its place means that it is gone: expired, purged.
             let same = records.into_iter().next().filter(|record| record.position == position);
-            self.queues[wanted.lane.index()].again = same.map(|record| (record, rounds + 1));
+            queue.again = same.map(|record| (record, rounds + 1));
             return;
         }
-        let under_way = self.under_way(wanted.lane);
-        let queue = &mut self.queues[wanted.lane.index()];
-        queue.cursor = records.last().map_or(queue.tail, |record| Some(record.position));
-        let fresh = |r: &Record| {
-            !under_way.contains(&r.position) && !self.awaiting.contains(r.lane, r.position)
-        };
-        queue.page.extend(records.into_iter().filter(fresh));
+        // The lane may have been taken back to its beginning meanwhile.
+        if queue.cursor != wanted.after {
+            return;
+        }
+        queue.cursor = records.last().map_or(wanted.tail, |record| Some(record.position));
+        let under_way = std::mem::take(&mut queue.under_way);
+        queue.page.extend(records.into_iter().filter(|r| !under_way.contains(&r.position)));
     }
 
     /// Positions of a lane that was rewound which must not be published a second time.
@@ -315,7 +327,9 @@ impl Forwarder {
         }
         let deferred = self.deferred.iter().map(|(_, flight)| flight);
         let all = self.flights.values().chain(deferred);
-        all.filter(|flight| flight.lane == lane).map(|flight| flight.position).collect()
+        let published = all.map(|flight| (flight.lane, flight.position));
+        let of_lane = |(l, position)| (l == lane).then_some(position);
+        published.chain(self.awaiting.places()).filter_map(of_lane).collect()
     }
 
     /// Whether [`Self::next`] has something at `now`.

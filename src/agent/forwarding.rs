@@ -1,5 +1,6 @@
 //! Joins forwarder, outbox and uplink session: one task, started anew as a whole if it fails.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,10 @@ use crate::driver::outbox_admin::{AskUnderWay, UnderWay};
 use crate::driver::outbox_writer::OutboxHandle;
 use crate::driver::{host, net, uplink as driver};
 use crate::event::Lane;
-use crate::forwarder::{Confirm, Fate, Flight, Forwarder, Mode, Overdue, Rules, events_topic};
-use crate::outbox::Levels;
+use crate::forwarder::{
+    Confirm, Fate, Flight, Forwarder, Mode, Overdue, Rules, Wanted, events_topic,
+};
+use crate::outbox::{Levels, OutboxError, Position, Record};
 use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
 use crate::uplink::{
     Counters, Credentials, Notice, Outgoing, Presence, Protocol, Received, Settings, Version,
@@ -160,6 +163,7 @@ pub(super) fn start(
             tell,
             asked: Arc::clone(&asked),
             forwarder: Forwarder::new(&plan.device, plan.rules),
+            delivered: Vec::new(),
             device: plan.device.clone(),
             rules: plan.rules,
             outbox: outbox.clone(),
@@ -238,8 +242,21 @@ pub(super) async fn report(reporter: Reporter, mut changes: mpsc::Receiver<Chang
     }
 }
 
+/// A page that was wanted, and what came of it.
+type Read = (Wanted, Result<Vec<Record>, OutboxError>);
+
+/// Waits for the page that is being read, if one is.
+async fn done<F: Future<Output = Read>>(reading: &mut Option<Pin<Box<F>>>) -> Read {
+    let Some(page) = reading else { return std::future::pending().await };
+    let read = page.await;
+    *reading = None;
+    read
+}
+
 struct Pump {
     forwarder: Forwarder,
+    /// Records that the outbox is to be told of with the notices at hand.
+    delivered: Vec<(Lane, Position)>,
     tell: mpsc::Sender<Change>,
     /// Questions about what is under way; they outlive a restart.
     asked: Arc<Mutex<mpsc::Receiver<oneshot::Sender<UnderWay>>>>,
@@ -269,9 +286,13 @@ impl Pump {
         levels.mark_changed();
         let asked = Arc::clone(&self.asked);
         let mut asked = asked.lock().await;
+        let mut reading = None;
         loop {
             let now = self.clock.now();
-            self.round(now).await?;
+            self.round(now);
+            if reading.is_none() {
+                reading = self.forwarder.wanted().map(|wanted| Box::pin(self.read(wanted)));
+            }
             let due = self.forwarder.next_due(now).into_iter().chain(self.faults.steady).min();
             let due = due.map_or(Duration::MAX, |at| at.saturating_duration_since(now));
             tokio::select! {
@@ -282,14 +303,19 @@ impl Pump {
                             let Ok(notice) = notices.try_recv() else { break };
                             self.noticed(&notice, &settled).await?;
                         }
+                        self.remove_delivered().await?;
                     }
                     None => break,
                 },
+                (wanted, page) = done(&mut reading) => {
+                    self.forwarder.loaded(wanted, page.map_err(|e| e.to_string())?);
+                }
                 permit = outgoing.reserve(), if self.forwarder.has_next(now) => match permit {
                     Ok(permit) => self.hand_out(permit, &outgoing, now),
                     // The session takes nothing more; its last notices are still to come.
                     Err(_) => while let Some(notice) = notices.recv().await {
                         self.noticed(&notice, &settled).await?;
+                        self.remove_delivered().await?;
                     },
                 },
                 changed = levels.changed() => match changed {
@@ -349,8 +375,22 @@ impl Pump {
         }
     }
 
-    /// What time alone brings, and the pages that are wanted.
-    async fn round(&mut self, now: Instant) -> Outcome {
+    /// Reads a page beside all else, so that nothing waits for the disk meanwhile.
+    fn read(&self, wanted: Wanted) -> impl Future<Output = Read> + use<> {
+        let outbox = self.outbox.clone();
+        async move { (wanted, outbox.page(wanted.lane, wanted.after, wanted.limit).await) }
+    }
+
+    async fn remove_delivered(&mut self) -> Outcome {
+        if self.delivered.is_empty() {
+            return Ok(());
+        }
+        let delivered = std::mem::take(&mut self.delivered);
+        self.outbox.remove(delivered).await.map_err(|e| e.to_string())
+    }
+
+    /// What time alone brings.
+    fn round(&mut self, now: Instant) {
         if let Some(Overdue { count, lane, id }) = self.forwarder.overdue(now) {
             let timeout = self.rules.receipt_timeout[lane.index()].as_secs();
             let problem = format!(
@@ -366,11 +406,6 @@ impl Pump {
             self.faults.contested = false;
             self.tell("client-id", None);
         }
-        while let Some(wanted) = self.forwarder.wanted() {
-            let page = self.outbox.page(wanted.lane, wanted.after, wanted.limit).await;
-            self.forwarder.loaded(wanted, page.map_err(|e| e.to_string())?);
-        }
-        Ok(())
     }
 
     /// Has a fault of this part raised, or cleared where there is no problem. Not waited for: the event
@@ -408,8 +443,7 @@ impl Pump {
             }
             Some(Fate::Delivered(flight)) => {
                 tracing::debug!(id = flight.id, lane = %flight.lane, "acknowledged");
-                let remove = vec![(flight.lane, flight.position)];
-                self.outbox.remove(remove).await.map_err(|e| e.to_string())?;
+                self.delivered.push((flight.lane, flight.position));
                 let nobody = matches!(notice, Notice::Acknowledged { no_subscribers: true, .. });
                 self.taken(flight.lane, nobody);
                 let (id, lane) = (flight.id, flight.lane);

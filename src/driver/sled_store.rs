@@ -318,6 +318,12 @@ impl Store for SledStore {
         self.guarded("read outbox in", |db| Ok(db.get(key)?.map(|value| value.to_vec())))
     }
 
+    fn peek(&self, key: &[u8], bytes: usize) -> Result<Option<Vec<u8>>, StoreError> {
+        self.guarded("read outbox in", |db| {
+            Ok(db.get(key)?.map(|value| value[..value.len().min(bytes)].to_vec()))
+        })
+    }
+
     fn range(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError> {
         if from >= to {
             return Ok(Vec::new());

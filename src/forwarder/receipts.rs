@@ -56,10 +56,6 @@ impl Awaiting {
         self.waits.keys().copied()
     }
 
-    pub(super) fn contains(&self, lane: Lane, position: Position) -> bool {
-        self.waits.contains_key(&(lane, position))
-    }
-
     /// The broker has it. `rounds` is how often it had been published before.
     pub(super) fn insert(
         &mut self,

@@ -129,9 +129,9 @@ impl<'a, S: Store> Group<'a, S> {
         let mut found = Vec::new();
         for &(lane, position) in records {
             let key = keys::part(lane, position, 0);
-            let value = self.outbox.store.get(&key).map_err(OutboxError::Read)?;
-            let Some(value) = value else { continue };
-            let header = keys::header(&value).ok_or_else(|| OutboxError::Damaged {
+            let first = self.outbox.store.peek(&key, keys::HEADER_BYTES);
+            let Some(first) = first.map_err(OutboxError::Read)? else { continue };
+            let header = keys::header(&first).ok_or_else(|| OutboxError::Damaged {
                 lane,
                 position,
                 cause: "its first part has no header".to_owned(),

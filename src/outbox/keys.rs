@@ -27,7 +27,7 @@ use crate::event::Lane;
 pub const PART_BYTES: usize = 3584;
 
 /// Number of parts, length of the frame.
-const HEADER_BYTES: usize = 5;
+pub(super) const HEADER_BYTES: usize = 5;
 
 /// Begins every part of a record but the first. The first byte is not one of UTF-8.
 pub const MARKER: [u8; 6] = [0xF7, b'h', b'a', b'r', b'k', 0xF7];

@@ -350,7 +350,7 @@ impl<S: Store> Outbox<S> {
         }
         for Record { position, .. } in &page.records {
             let found =
-                self.store.get(&keys::part(lane, *position, 0)).map_err(OutboxError::Read)?;
+                self.store.peek(&keys::part(lane, *position, 0), 0).map_err(OutboxError::Read)?;
             if found.is_none() {
                 let cause = format!("record {lane}/{position} stands in its lane and is not found");
                 return Err(OutboxError::StateDamaged { cause });

@@ -55,6 +55,16 @@ pub trait Store {
     /// The engine cannot read it.
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
 
+    /// The first `bytes` bytes of the value of `key`, or all where it is shorter: for whoever only asks
+    /// whether it is there, or for its beginning.
+    ///
+    /// # Errors
+    /// The engine cannot read it.
+    fn peek(&self, key: &[u8], bytes: usize) -> Result<Option<Vec<u8>>, StoreError> {
+        let value = self.get(key)?;
+        Ok(value.map(|value| value[..value.len().min(bytes)].to_vec()))
+    }
+
     /// The first `limit` pairs with `from <= key < to`, by key.
     ///
     /// # Errors

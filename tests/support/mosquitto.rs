@@ -22,6 +22,8 @@ pub struct Options {
     pub acl: Option<&'static str>,
     /// Keeps sessions and queued messages through a restart (saved after every change).
     pub persistence: bool,
+    /// Logs errors only: to log every packet takes it as long as to serve it.
+    pub quiet: bool,
     /// More lines for mosquitto.conf, such as `max_packet_size 2000`.
     pub extra: &'static str,
     /// The newest TLS that it speaks, such as `TLSv1.2`; mosquitto itself can only set the oldest.
@@ -61,10 +63,11 @@ impl Mosquitto {
 
     fn configure(&self, options: &Options) {
         let mut conf = format!(
-            "listener {} 127.0.0.1\nallow_anonymous {}\nlog_dest file {}\nlog_type all\n",
+            "listener {} 127.0.0.1\nallow_anonymous {}\nlog_dest file {}\nlog_type {}\n",
             self.port,
             options.users.is_empty(),
             self.path("log").display(),
+            if options.quiet { "error" } else { "all" },
         );
         // Started as root, mosquitto would change to a user that cannot read this directory.
         conf += "user root\n";

@@ -1,0 +1,162 @@
+//! An alert on an idle device: from the moment at which another program hands it in until the broker's
+//! PUBACK, beside the least that it takes: one fdatasync and one round trip of QoS 1.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use hark::agent::{self, Happening, Parts};
+use hark::config;
+use tokio::sync::{broadcast, oneshot};
+
+use super::support::agent::post;
+use super::support::mosquitto::Mosquitto;
+use super::{BYTES, TOPIC, quiet, runtime};
+
+const ALERTS: usize = 400;
+/// Between two, so that each finds an idle agent.
+const PAUSE: Duration = Duration::from_millis(25);
+
+pub(crate) fn table() {
+    let broker = Mosquitto::with(quiet());
+    let directory = tempfile::tempdir().unwrap();
+    let mut agent = Agent::start(directory.path(), broker.port());
+    let mut peer = Peer::connect(broker.port());
+    let mut file = std::fs::File::create(directory.path().join("bare")).unwrap();
+    let (mut ours, mut accepted, mut bare) = (Vec::new(), Vec::new(), Vec::new());
+    // The first few warm everything up.
+    for n in 0..ALERTS + 20 {
+        std::thread::sleep(PAUSE);
+        let (until_accepted, until_acknowledged) = agent.alert(n);
+        std::thread::sleep(PAUSE);
+        let began = Instant::now();
+        file.write_all(&[b'x'; 4096]).unwrap();
+        file.sync_data().unwrap();
+        peer.round_trip();
+        if n >= 20 {
+            bare.push(began.elapsed());
+            ours.push(until_acknowledged);
+            accepted.push(until_accepted);
+        }
+    }
+    println!(
+        "\n| an alert on an idle agent, {ALERTS} of each | p50, ms | p99, ms |\n|---|---|---|"
+    );
+    let ms = |values: &mut Vec<Duration>, q: usize| {
+        values.sort_unstable();
+        values[(values.len() * q).div_ceil(100) - 1].as_secs_f64() * 1e3
+    };
+    for (name, values) in [
+        ("hark: handed in to accepted (synced)", &mut accepted),
+        ("hark: handed in to PUBACK", &mut ours),
+        ("bare fdatasync of 4 KiB, then a bare round trip of QoS 1", &mut bare),
+    ] {
+        println!("| {name} | {:.2} | {:.2} |", ms(values, 50), ms(values, 99));
+    }
+    let ratio = |q| ms(&mut ours.clone(), q) / ms(&mut bare.clone(), q);
+    println!("| hark to bare | {:.2} | {:.2} |", ratio(50), ratio(99));
+}
+
+/// The agent in a thread of its own.
+struct Agent {
+    socket: std::path::PathBuf,
+    acknowledged: std::sync::mpsc::Receiver<(String, Instant)>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Agent {
+    fn start(directory: &std::path::Path, port: u16) -> Self {
+        let socket = directory.join("ingest.sock");
+        let text = format!(
+            "[device]\nid = \"bench\"\n[audio]\ninput = \"none\"\n[outbox]\npath = {:?}\n\
+             [uplink]\nurl = \"mqtt://127.0.0.1:{port}\"\n[ingest]\nsocket = {socket:?}\n[ops]\nlisten = \"\"\n",
+            directory.join("outbox")
+        );
+        let config = config::load("bench", &text, std::iter::empty()).unwrap().config;
+        let parts = Parts::device();
+        let mut happenings = parts.happenings.subscribe();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (tell, acknowledged) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let agent = agent::run(config, parts, async {
+                stopped.await.ok();
+                "measured"
+            });
+            let watch = async move {
+                loop {
+                    match happenings.recv().await {
+                        Ok(Happening::Acknowledged { id, .. }) => {
+                            tell.send((id, Instant::now())).ok();
+                        }
+                        Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                        Err(_) => break,
+                    }
+                }
+            };
+            let (ended, ()) = runtime().block_on(async { tokio::join!(agent, watch) });
+            ended.unwrap();
+        });
+        super::support::wait_until("the agent listens", || socket.exists());
+        Self { socket, acknowledged, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// How long until it was accepted, and until it was acknowledged.
+    fn alert(&mut self, n: usize) -> (Duration, Duration) {
+        let id = format!("alert-{n}");
+        let filler = "x".repeat(BYTES - 100);
+        let event = format!(
+            r#"{{"specversion":"1.0","id":"{id}","source":"/bench","type":"t","lane":"alert","data":"{filler}"}}"#
+        );
+        let began = Instant::now();
+        post(&self.socket, "application/cloudevents+json", &event).unwrap();
+        let accepted = began.elapsed();
+        loop {
+            let (other, at) = self.acknowledged.recv_timeout(Duration::from_secs(30)).unwrap();
+            if other == id {
+                return (accepted, at.duration_since(began));
+            }
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.stop.take().map(|stop| stop.send(()));
+        self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+/// rumqttc, connected.
+struct Peer {
+    runtime: tokio::runtime::Runtime,
+    client: rumqttc::v5::AsyncClient,
+    events: rumqttc::v5::EventLoop,
+}
+
+impl Peer {
+    fn connect(port: u16) -> Self {
+        use rumqttc::v5::{AsyncClient, Event, MqttOptions, mqttbytes::v5::Packet};
+        let runtime = runtime();
+        let mut options = MqttOptions::new("peer", "127.0.0.1", port);
+        options.set_keep_alive(Duration::from_secs(600));
+        let (client, mut events) = AsyncClient::new(options, 8);
+        runtime.block_on(async {
+            while !matches!(events.poll().await.unwrap(), Event::Incoming(Packet::ConnAck(_))) {}
+        });
+        Self { runtime, client, events }
+    }
+
+    fn round_trip(&mut self) {
+        use rumqttc::v5::mqttbytes::{QoS, v5::Packet};
+        let Self { runtime, client, events } = self;
+        runtime.block_on(async {
+            client.publish(TOPIC, QoS::AtLeastOnce, false, vec![b'x'; BYTES]).await.unwrap();
+            loop {
+                let event = events.poll().await.unwrap();
+                if matches!(event, rumqttc::v5::Event::Incoming(Packet::PubAck(_))) {
+                    break;
+                }
+            }
+        });
+    }
+}
