@@ -16,12 +16,27 @@ use crate::uplink::CloseReason;
 enum Step {
     Append(Lane, u8),
     Publish(u8),
-    Acknowledge { which: usize, no_subscribers: bool },
-    Refuse { which: usize, code: u8 },
-    Receipt { lane: Lane, which: usize },
+    Acknowledge {
+        which: usize,
+        no_subscribers: bool,
+    },
+    Refuse {
+        which: usize,
+        code: u8,
+    },
+    Receipt {
+        lane: Lane,
+        which: usize,
+    },
     Pass(u64),
-    Reconnect { window: u16 },
+    Reconnect {
+        window: u16,
+    },
     Restart,
+    /// From now on pages take their time, or no longer.
+    Slow(bool),
+    /// The page that is being read is there.
+    Answer,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +129,13 @@ impl World {
                 self.bench.connect(window);
             }
             Step::Restart => self.restart(),
+            Step::Slow(slow) => {
+                self.bench.slow = slow;
+                self.bench.load();
+            }
+            Step::Answer => {
+                self.bench.answer();
+            }
         }
     }
 
@@ -169,6 +191,7 @@ impl World {
 
     /// From here on everything works: everything is delivered.
     fn heal(&mut self) {
+        self.step(&Step::Slow(false));
         for _ in 0..400 {
             self.step(&Step::Publish(255));
             while !self.open.is_empty() {
@@ -214,6 +237,8 @@ fn any_step() -> impl Strategy<Value = Step> {
         3 => (1u64..200).prop_map(Step::Pass),
         1 => (1u16..40).prop_map(|window| Step::Reconnect { window }),
         1 => Just(Step::Restart),
+        2 => any::<bool>().prop_map(Step::Slow),
+        4 => Just(Step::Answer),
     ]
 }
 

@@ -26,6 +26,9 @@ pub(super) struct Bench {
     pub(super) forwarder: Forwarder,
     pub(super) stored: Vec<Record>,
     pub(super) now: Instant,
+    /// Pages take their time: what was read comes with [`Bench::answer`] only.
+    pub(super) slow: bool,
+    reading: Option<(Wanted, Vec<Record>)>,
 }
 
 impl Bench {
@@ -36,7 +39,8 @@ impl Bench {
     #[allow(clippy::disallowed_methods, reason = "an Instant has no other beginning")]
     pub(super) fn with(rules: Rules, stored: &[(Lane, u64)]) -> Self {
         let stored = stored.iter().map(|&(lane, position)| record(lane, position)).collect();
-        let mut bench = Self { forwarder: Forwarder::new("d", rules), stored, now: Instant::now() };
+        let forwarder = Forwarder::new("d", rules);
+        let mut bench = Self { forwarder, stored, now: Instant::now(), slow: false, reading: None };
         bench.load();
         bench.connect(1000);
         bench
@@ -46,12 +50,28 @@ impl Bench {
         let of = |lane| self.stored.iter().filter(move |r| r.lane == lane);
         let tails = Lane::ALL.map(|lane| of(lane).map(|r| r.position).max());
         self.forwarder.reach(tails);
-        while let Some(wanted) = self.forwarder.wanted() {
+        self.read();
+        while !self.slow && self.answer() {}
+    }
+
+    /// Reads the page that is wanted as it is now, unless one is being read.
+    fn read(&mut self) {
+        if self.reading.is_some() {
+            return;
+        }
+        self.reading = self.forwarder.wanted().map(|wanted| {
             let behind = |r: &&Record| wanted.after.is_none_or(|after| r.position > after);
             let page = self.stored.iter().filter(|r| r.lane == wanted.lane).filter(behind);
-            let page = page.take(wanted.limit.records.min(2)).cloned().collect();
-            self.forwarder.loaded(wanted, page);
-        }
+            (wanted, page.take(wanted.limit.records.min(2)).cloned().collect())
+        });
+    }
+
+    /// The page that is being read is there, and the next is read; false if none was.
+    pub(super) fn answer(&mut self) -> bool {
+        let Some((wanted, page)) = self.reading.take() else { return false };
+        self.forwarder.loaded(wanted, page);
+        self.read();
+        true
     }
 
     pub(super) fn connect(&mut self, window: u16) {
@@ -404,4 +424,44 @@ fn binary_mode_has_both_forms_and_the_expiry_of_the_event() {
     let unsynced = WallTime { state: ClockState::Unsynced, ..WALL };
     assert_eq!(expiry_s(Some(&"2023-11-14T22:14:20Z".into()), unsynced), None);
     assert_eq!(bench.forwarder.next(bench.now, WALL).unwrap().expiry_s, Some(1), "past");
+}
+
+#[test]
+fn the_next_page_is_read_while_records_of_the_last_are_left() {
+    let mut bench = Bench::new(&[]);
+    let stored: Vec<_> = (1..=300).map(|n| record(Lane::Telemetry, n)).collect();
+    bench.forwarder.reach([None, None, Some(Position(300))]);
+    let read = |bench: &mut Bench| {
+        let wanted = bench.forwarder.wanted()?;
+        let from = wanted.after.map_or(0, |after| after.0 as usize);
+        let page = stored[from..].iter().take(wanted.limit.records).cloned().collect();
+        bench.forwarder.loaded(wanted, page);
+        Some(from)
+    };
+    assert_eq!(read(&mut bench), Some(0));
+    let handed_out = |bench: &mut Bench, count: usize| {
+        for _ in 0..count {
+            let token = bench.forwarder.next(bench.now, WALL).unwrap().token;
+            bench.acknowledge(token);
+        }
+    };
+    handed_out(&mut bench, PAGE.records - READ_AHEAD - 1);
+    assert_eq!(read(&mut bench), None, "more than half is left");
+    handed_out(&mut bench, 1);
+    assert_eq!(read(&mut bench), Some(PAGE.records));
+    assert_eq!(read(&mut bench), None);
+}
+
+#[test]
+fn what_is_stored_while_a_page_is_read_is_not_passed_over() {
+    let mut bench = Bench::new(&[]);
+    bench.slow = true;
+    bench.append(Lane::Status, 1);
+    // It is gone before it could be read, and another comes meanwhile.
+    bench.reading.as_mut().unwrap().1.clear();
+    bench.stored.clear();
+    bench.append(Lane::Status, 2);
+    while bench.answer() {}
+    let outgoing = bench.forwarder.next(bench.now, WALL).unwrap();
+    assert!(String::from_utf8_lossy(&outgoing.payload).contains("status-2"));
 }
