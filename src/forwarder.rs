@@ -9,7 +9,7 @@
 //!   on a slow link).
 //! - Within a lane records go in the order of their positions, except those that were refused or that
 //!   no receipt came for.
-//! - Memory is bounded: one and a half pages a lane, what is in flight, [`MAX_DEFERRED`] refused ones, the names of
+//! - Memory is bounded: two pages a lane, what is in flight, [`MAX_DEFERRED`] refused ones, the names of
 //!   those that wait for a receipt.
 //!
 //! Terms: a *tail* is the position of the newest record of a lane; a *cursor* the newest that was
@@ -41,9 +41,10 @@ use pace::Pace;
 use receipts::{AWAITING_MAX, Awaiting, GRACE};
 
 /// A page: enough to keep the window full between two reads, little enough for a small device.
-const PAGE: PageLimit = PageLimit { records: 128, bytes: 128 * 1024 };
-/// The next page is wanted when so few records are left, so that it is there when they are gone.
-const READ_AHEAD: usize = PAGE.records / 2;
+const PAGE: PageLimit = PageLimit { records: 256, bytes: 256 * 1024 };
+/// The next page is wanted when so few records are left, so that it is there when they are gone: a commit,
+/// behind which it may have to wait, takes as long as some hundred publishes.
+const READ_AHEAD: usize = PAGE.records;
 /// Refused records that wait for their next turn; while there are so many, the lanes below
 /// alerts rest, and at four times as many alerts too.
 pub const MAX_DEFERRED: usize = 64;

@@ -429,8 +429,8 @@ fn binary_mode_has_both_forms_and_the_expiry_of_the_event() {
 #[test]
 fn the_next_page_is_read_while_records_of_the_last_are_left() {
     let mut bench = Bench::new(&[]);
-    let stored: Vec<_> = (1..=300).map(|n| record(Lane::Telemetry, n)).collect();
-    bench.forwarder.reach([None, None, Some(Position(300))]);
+    let stored: Vec<_> = (1..=900).map(|n| record(Lane::Telemetry, n)).collect();
+    bench.forwarder.reach([None, None, Some(Position(900))]);
     let read = |bench: &mut Bench| {
         let wanted = bench.forwarder.wanted()?;
         let from = wanted.after.map_or(0, |after| after.0 as usize);
@@ -445,11 +445,12 @@ fn the_next_page_is_read_while_records_of_the_last_are_left() {
             bench.acknowledge(token);
         }
     };
-    handed_out(&mut bench, PAGE.records - READ_AHEAD - 1);
-    assert_eq!(read(&mut bench), None, "more than half is left");
-    handed_out(&mut bench, 1);
     assert_eq!(read(&mut bench), Some(PAGE.records));
-    assert_eq!(read(&mut bench), None);
+    assert_eq!(read(&mut bench), None, "more than a page is left");
+    handed_out(&mut bench, PAGE.records - 1);
+    assert_eq!(read(&mut bench), None, "still");
+    handed_out(&mut bench, 1);
+    assert_eq!(read(&mut bench), Some(2 * PAGE.records));
 }
 
 #[test]
