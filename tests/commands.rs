@@ -206,6 +206,7 @@ fn the_ingest_socket_names_what_is_wrong() {
         (batch, many, vec!["413"]),
         (single, large, vec!["413"]),
         ("application/json", EVENT.to_owned(), vec!["415"]),
+        ("image/png\r\nce-specversion: 1.0", "x".to_owned(), vec!["400", "\"attribute\":\"id\""]),
     ] {
         let refused = post(&device.socket(), media_type, &body).expect_err("refused");
         assert!(says.iter().all(|text| refused.contains(text)), "{says:?}: {refused}");
@@ -218,6 +219,13 @@ fn the_ingest_socket_names_what_is_wrong() {
     );
     let accepted = post(&device.socket(), batch, &format!("[{EVENT},{EVENT}]")).expect("accepted");
     assert!(accepted.contains(r#""sequence":"00000000000000000003""#), "{accepted}");
+    let binary =
+        "image/png\r\nce-specversion: 1.0\r\nce-id: caf%C3%A9\r\nce-source: /test\r\nce-type: t";
+    let accepted = post(&device.socket(), binary, "\u{1}").expect("accepted");
+    assert!(
+        accepted.contains(r#"{"id":"café","lane":"telemetry","sequence":"00000000000000000004"}"#),
+        "{accepted}"
+    );
 }
 
 #[test]

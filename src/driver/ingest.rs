@@ -1,7 +1,8 @@
 //! The socket where other programs hand events in: the CloudEvents HTTP binding on a Unix socket.
 //!
-//! `POST /events`, structured mode: one event (`application/cloudevents+json`) or a batch
-//! (`application/cloudevents-batch+json`, whole or not at all). 202 means that every event of the
+//! `POST /events`: one event in structured mode (`application/cloudevents+json`) or in binary mode
+//! (attributes in headers `ce-…`), or a batch (`application/cloudevents-batch+json`, whole or not at
+//! all). 202 means that every event of the
 //! request is on stable storage; nothing else does. Refusals are `application/problem+json`
 //! (RFC 9457) and name the `attribute` at fault.
 //!
@@ -13,9 +14,9 @@
 //! A route decides by type which lane an event takes, and whether it makes an alarm; then 202 also means
 //! that the alarm is on stable storage.
 //!
-//! Absent: the binary mode of the binding. Who may write is the file mode's matter.
+//! Absent: who may write, which is the file mode's matter.
 //!
-//! Source: CloudEvents HTTP Protocol Binding 1.0.2 §3.2, §3.3.
+//! Source: CloudEvents HTTP Protocol Binding 1.0.2 §3.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -38,7 +39,7 @@ use super::ops;
 use super::outbox_admin::Admin;
 use super::outbox_http;
 use super::outbox_writer::OutboxHandle;
-use crate::event::{Event, EventError, Lane, MAX_EVENT_BYTES, json as format};
+use crate::event::{Event, EventError, Lane, MAX_EVENT_BYTES, http as binary, json as format};
 use crate::outbox::{Accepted, event_bytes, sequence_text};
 
 /// The largest request body, in bytes.
@@ -193,9 +194,14 @@ async fn events(State(shared): State<Arc<Shared>>, request: Request) -> Response
 async fn accept(targets: &Targets, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     let media_type = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
-    let batch = is_batch(media_type.unwrap_or_default())?;
+    let mode = mode(media_type.unwrap_or_default(), parts.headers.contains_key(binary::MARK))?;
     let body = read(body).await?;
-    let events = if batch { format::parse_batch(&body)? } else { vec![format::parse(&body)?] };
+    let headers = parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+    let events = match mode {
+        Mode::Structured => vec![format::parse(&body)?],
+        Mode::Batch => format::parse_batch(&body)?,
+        Mode::Binary => vec![binary::parse(media_type, headers, &body)?],
+    };
     if events.len() > MAX_BATCH {
         let detail = format!("{} events in the batch; at most {MAX_BATCH}", events.len());
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
@@ -224,16 +230,23 @@ async fn accept(targets: &Targets, request: Request) -> Result<Response, Problem
     Ok(answer(StatusCode::ACCEPTED, "application/json", &json!({ "accepted": accepted })))
 }
 
-/// Whether the media type means a batch; parameters such as `charset` are passed over.
-fn is_batch(media_type: &str) -> Result<bool, Problem> {
+enum Mode {
+    Structured,
+    Batch,
+    Binary,
+}
+
+/// How the event stands in the request; parameters such as `charset` are passed over.
+fn mode(media_type: &str, marked: bool) -> Result<Mode, Problem> {
     let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match essence.as_str() {
-        format::MEDIA_TYPE => Ok(false),
-        format::BATCH_MEDIA_TYPE => Ok(true),
+        format::MEDIA_TYPE => Ok(Mode::Structured),
+        format::BATCH_MEDIA_TYPE => Ok(Mode::Batch),
+        other if marked && !other.starts_with("application/cloudevents") => Ok(Mode::Binary),
         other => Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             format!(
-                "content type `{other}`; send {} or {}",
+                "content type `{other}`; send {} or {}, or the attributes in headers (ce-specversion …)",
                 format::MEDIA_TYPE,
                 format::BATCH_MEDIA_TYPE
             ),
