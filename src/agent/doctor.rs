@@ -225,9 +225,12 @@ async fn uplink(config: &Config, device: &str, clock: Clock, findings: &mut Find
     for url in [plan.url].iter().chain(&plan.fallbacks) {
         let asked = tokio::time::timeout(3 * ANSWER, ask(&connector, url, &session, clock)).await;
         let answer = asked.unwrap_or_else(|_| Err("does not answer".to_owned()));
-        let result = answer.map_err(|e| {
-            format!("{url}: {e}; is the address right, the broker up, the way to it open?")
-        });
+        // Some of them say what to look at already.
+        let advice = |e: &str| match e.contains('?') {
+            true => "",
+            false => "; is the address right, the broker up, the way to it open?",
+        };
+        let result = answer.map_err(|e| format!("{url}: {e}{}", advice(&e)));
         findings.result("broker", exit::UNAVAILABLE, result);
     }
 }

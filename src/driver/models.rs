@@ -1,5 +1,6 @@
 //! Finding the weights of the voice detector and loading them.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::voice::{Model, VoiceError};
@@ -51,6 +52,8 @@ pub fn search_path(explicit: Option<&Path>) -> Vec<PathBuf> {
     let mut path: Vec<PathBuf> = explicit.map(Path::to_owned).into_iter().collect();
     path.extend(from_environment.map(PathBuf::from));
     path.extend([PathBuf::from(SYSTEM_DIRECTORY), PathBuf::from(LOCAL_DIRECTORY)]);
+    let mut seen = BTreeSet::new();
+    path.retain(|place| seen.insert(place.clone()));
     path
 }
 
