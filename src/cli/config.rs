@@ -1,4 +1,4 @@
-//! `hark config`: check and show the configuration.
+//! `hark config`: check, show and describe the configuration.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{Failure, exit};
 use crate::config::{self, Loaded};
 
-/// Check or show the configuration
+/// Check, show or describe the configuration
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -19,6 +19,8 @@ enum Action {
     Check(File),
     /// Print every setting in force and where it comes from
     Show(File),
+    /// Print the JSON Schema of the configuration, for editors and generators
+    Schema,
 }
 
 /// Where the configuration stands.
@@ -32,18 +34,25 @@ pub struct File {
     positional: Option<PathBuf>,
 }
 
+impl File {
+    fn path(&self) -> &Path {
+        self.positional.as_ref().unwrap_or(&self.config)
+    }
+}
+
 /// # Errors
 /// 78: the configuration is missing or wrong.
 pub(super) fn run(args: &Args, mut out: impl Write) -> Result<(), Failure> {
-    let (Action::Check(file) | Action::Show(file)) = &args.action;
-    let file = file.positional.as_ref().unwrap_or(&file.config);
-    let loaded = load(file)?;
-    let printed = match args.action {
-        Action::Check(_) => writeln!(out, "{}: well", file.display()),
-        Action::Show(_) => loaded
+    let printed = match &args.action {
+        Action::Check(file) => {
+            load(file.path())?;
+            writeln!(out, "{}: well", file.path().display())
+        }
+        Action::Show(file) => load(file.path())?
             .settings
             .iter()
             .try_for_each(|s| writeln!(out, "{} = {}  # {}", s.key, s.value, s.origin)),
+        Action::Schema => writeln!(out, "{:#}", config::schema()),
     };
     printed.map_err(|e| Failure::new(exit::IO, format!("write to standard output: {e}")))
 }

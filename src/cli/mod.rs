@@ -76,7 +76,7 @@ pub enum Command {
     Status(status::Args),
     /// Check everything a failed installation could be, and say how to mend it
     Doctor(doctor::Args),
-    /// Check or show the configuration
+    /// Check, show or describe the configuration
     Config(config::Args),
     /// Print a completion script for a shell
     Completions {

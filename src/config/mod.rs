@@ -7,10 +7,11 @@
 //!
 //! Terms: a [`Setting`] is a value in force with its [`Origin`]; a [`Problem`] is what is wrong.
 //!
-//! Absent: reading files other than the text handed in, and the JSON Schema of the configuration.
+//! Absent: reading files other than the text handed in.
 
 mod alarm;
 mod reader;
+mod schema;
 mod sensors;
 mod ucum;
 mod units;
@@ -22,9 +23,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::json;
+
 pub use alarm::{Alarm, Button, ButtonContact, Commands, Contact, Route, Signal, TestSchedule};
 use reader::{Entry, Findings, Node, Section};
 pub use reader::{Origin, Problem, Setting};
+pub use schema::schema;
 pub use sensors::{
     Activity, MAX_WINDOW, Sensor, Side, Sign, SignKind, Source, Supply, Threshold, Urgency,
 };
@@ -241,7 +245,7 @@ pub fn load(
     let mut root = reader::parse(text, environment, &mut findings);
     let config = read(&mut root, &mut findings);
     refuse_the_rest(root, &mut findings);
-    let Findings { mut problems, settings } = findings;
+    let Findings { mut problems, settings, .. } = findings;
     if problems.is_empty() {
         return Ok(Loaded { config, settings });
     }
@@ -250,6 +254,14 @@ pub fn load(
         _ => usize::MAX,
     });
     Err(ConfigError { file: file.to_owned(), problems })
+}
+
+/// What is asked for in reading `text`, whatever is wrong with it.
+fn shapes(text: &str) -> schema::Shapes {
+    let mut findings = Findings::default();
+    let mut root = reader::parse(text, std::iter::empty(), &mut findings);
+    read(&mut root, &mut findings);
+    findings.shapes
 }
 
 fn read(root: &mut BTreeMap<String, Entry>, findings: &mut Findings) -> Config {
@@ -381,6 +393,15 @@ fn keyphrases(section: &mut Section<'_>) -> Vec<Keyphrase> {
         BUILT_IN_KEYPHRASES.map(|text| Keyphrase { text: text.to_owned(), phonemes: None }).to_vec()
     };
     let key = "keyphrases";
+    let text = json!({ "type": "string" });
+    let own = json!({
+        "type": "object",
+        "additionalProperties": false,
+        "properties": { "text": &text, "phonemes": &text },
+        "required": ["text", "phonemes"],
+    });
+    let phrase = json!({ "anyOf": [{ "enum": BUILT_IN_KEYPHRASES }, own] });
+    section.shape(key, json!({ "type": "array", "items": phrase }));
     let (phrases, origin) = match section.take(key) {
         None => (built_in(), Origin::Default),
         Some(Entry { node: Node::Array(items), origin }) => {

@@ -5,12 +5,14 @@
 //! values out by type. What nobody asked for is an unknown key. Each value handed out is noted with
 //! its origin: that list is `hark config show`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
+use serde_json::json;
 use toml::de::{DeTable, DeValue};
 
+use super::schema::{EACH, Shapes};
 use super::units;
 
 /// Where a value comes from.
@@ -92,6 +94,8 @@ impl Node {
 pub(super) struct Findings {
     pub(super) problems: Vec<Problem>,
     pub(super) settings: Vec<Setting>,
+    /// What was asked for, whether it was there or not.
+    pub(super) shapes: Shapes,
 }
 
 /// Parses the file and lays the overrides over it.
@@ -196,7 +200,7 @@ pub(super) fn tables(
     mut read: impl FnMut(Section<'_>),
 ) {
     for (path, entry) in array_of_tables(root.remove(name), name, findings) {
-        read(Section::open(&path, Some(entry), findings));
+        read(Section::open(&path, vec![name.to_owned(), EACH.to_owned()], Some(entry), findings));
     }
 }
 
@@ -231,9 +235,12 @@ fn array_of_tables(
 /// One table of the document, read key by key.
 pub(super) struct Section<'a> {
     path: String,
+    /// The same for every table of an array.
+    place: Vec<String>,
     start: Origin,
     table: BTreeMap<String, Entry>,
     asked: Vec<&'static str>,
+    shaped: BTreeSet<&'static str>,
     findings: &'a mut Findings,
 }
 
@@ -245,11 +252,17 @@ impl<'a> Section<'a> {
         findings: &'a mut Findings,
     ) -> Self {
         let entry = root.remove(name);
-        Self::open(name, entry, findings)
+        Self::open(name, vec![name.to_owned()], entry, findings)
     }
 
     /// The table `path`, which may be missing or, if it is no table, a problem.
-    fn open(path: &str, entry: Option<Entry>, findings: &'a mut Findings) -> Self {
+    fn open(
+        path: &str,
+        place: Vec<String>,
+        entry: Option<Entry>,
+        findings: &'a mut Findings,
+    ) -> Self {
+        findings.shapes.open(&place);
         let start = entry.as_ref().map_or(Origin::Default, |entry| entry.origin.clone());
         let table = match entry {
             None => BTreeMap::new(),
@@ -260,7 +273,28 @@ impl<'a> Section<'a> {
                 BTreeMap::new()
             }
         };
-        Self { path: path.to_owned(), start, table, asked: Vec::new(), findings }
+        let (path, asked, shaped) = (path.to_owned(), Vec::new(), BTreeSet::new());
+        Self { path, place, start, table, asked, shaped, findings }
+    }
+
+    /// Notes what a key may hold, as JSON Schema. The first note of a table counts.
+    pub(super) fn shape(&mut self, key: &'static str, schema: serde_json::Value) {
+        self.shape_of(key, schema, false);
+    }
+
+    fn shape_of(&mut self, key: &'static str, schema: serde_json::Value, required: bool) {
+        if self.shaped.insert(key) {
+            self.findings.shapes.note(&self.place, key, schema, required);
+        }
+    }
+
+    fn inner_place(&self, steps: &[&str]) -> Vec<String> {
+        self.place
+            .iter()
+            .map(String::as_str)
+            .chain(steps.iter().copied())
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Takes a value out without reading it.
@@ -282,8 +316,9 @@ impl<'a> Section<'a> {
     /// Reads every table of an array within this one, to its end.
     pub(super) fn tables(&mut self, key: &'static str, mut read: impl FnMut(&mut Section<'_>)) {
         let entry = self.take(key);
+        let place = self.inner_place(&[key, EACH]);
         for (path, entry) in array_of_tables(entry, &join(&self.path, key), self.findings) {
-            let mut inner = Section::open(&path, Some(entry), self.findings);
+            let mut inner = Section::open(&path, place.clone(), Some(entry), self.findings);
             read(&mut inner);
             inner.finish();
         }
@@ -299,6 +334,7 @@ impl<'a> Section<'a> {
         read: impl Fn(&str) -> Result<T, String>,
         show: impl Fn(&T) -> String,
     ) -> T {
+        self.shape_of(key, json!({ "type": "string" }), true);
         if !self.has(key) {
             self.asked.push(key);
             let origin = self.start();
@@ -326,6 +362,15 @@ impl<'a> Section<'a> {
             }
             duration => Ok(duration),
         };
+        let least = units::format_duration(least);
+        self.shape(
+            key,
+            json!({
+                "type": "string",
+                "pattern": units::DURATION_PATTERN,
+                "description": format!("a duration of at least {least}"),
+            }),
+        );
         self.checked(key, default, read, |value| quoted(&units::format_duration(*value)))
     }
 
@@ -337,6 +382,15 @@ impl<'a> Section<'a> {
             }
             size => Ok(size),
         };
+        let least = units::format_size(least);
+        self.shape(
+            key,
+            json!({
+                "type": "string",
+                "pattern": units::SIZE_PATTERN,
+                "description": format!("a size of at least {least}"),
+            }),
+        );
         self.checked(key, default, read, |value| quoted(&units::format_size(*value)))
     }
 
@@ -354,6 +408,8 @@ impl<'a> Section<'a> {
                 format!("is `{text}`; one of: {}", words.join(", "))
             })
         };
+        let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
+        self.shape(key, json!({ "enum": words }));
         let show = |value: &T| {
             quoted(choices.iter().find(|(_, v)| v == value).map_or("", |(word, _)| word))
         };
@@ -367,6 +423,8 @@ impl<'a> Section<'a> {
         default: i64,
         bounds: std::ops::RangeInclusive<i64>,
     ) -> i64 {
+        let (least, most) = (bounds.start(), bounds.end());
+        self.shape(key, json!({ "type": "integer", "minimum": least, "maximum": most }));
         let entry = self.take(key);
         let (value, origin) = match entry {
             None => (default, Origin::Default),
@@ -394,6 +452,7 @@ impl<'a> Section<'a> {
         default: f64,
         bounds: std::ops::RangeInclusive<f64>,
     ) -> f64 {
+        self.shape(key, number(&bounds));
         if self.has(key) {
             return self.optional_number(key, bounds).unwrap_or(default);
         }
@@ -408,6 +467,7 @@ impl<'a> Section<'a> {
         key: &'static str,
         bounds: std::ops::RangeInclusive<f64>,
     ) -> Option<f64> {
+        self.shape(key, number(&bounds));
         let Entry { node, origin } = self.take(key)?;
         let value = match node {
             Node::Float(value) => Some(value),
@@ -437,6 +497,7 @@ impl<'a> Section<'a> {
         read: impl Fn(&str) -> Result<T, String>,
         show: impl Fn(&T) -> String,
     ) -> T {
+        self.shape(key, json!({ "type": "string" }));
         let (value, origin) = match self.take(key) {
             None => (default, Origin::Default),
             Some(Entry { node: Node::String(text), origin }) => match read(&text) {
@@ -457,6 +518,7 @@ impl<'a> Section<'a> {
 
     /// Yes or no.
     pub(super) fn flag(&mut self, key: &'static str, default: bool) -> bool {
+        self.shape(key, json!({ "type": "boolean" }));
         let (value, origin) = match self.take(key) {
             None => (default, Origin::Default),
             Some(Entry { node: Node::Boolean(value), origin }) => (value, origin),
@@ -477,6 +539,7 @@ impl<'a> Section<'a> {
         example: &str,
         read: impl Fn(&str) -> Result<String, String>,
     ) -> Vec<String> {
+        self.shape(key, json!({ "type": "array", "items": { "type": "string" } }));
         let mut texts: Vec<String> = Vec::new();
         let origin = match self.take(key) {
             None => {
@@ -513,7 +576,8 @@ impl<'a> Section<'a> {
         entry: Option<Entry>,
         read: impl FnOnce(&mut Section<'_>),
     ) {
-        let mut inner = Section::open(&join(&self.path, key), entry, self.findings);
+        let place = self.inner_place(&[key]);
+        let mut inner = Section::open(&join(&self.path, key), place, entry, self.findings);
         read(&mut inner);
         inner.finish();
     }
@@ -545,6 +609,18 @@ impl<'a> Section<'a> {
             self.findings.problems.push(Problem { origin: entry.origin, key, message });
         }
     }
+}
+
+/// Bounds that no setting has in mind are left out.
+fn number(bounds: &std::ops::RangeInclusive<f64>) -> serde_json::Value {
+    let mut schema = json!({ "type": "number" });
+    if *bounds.start() > f64::MIN {
+        schema["minimum"] = json!(bounds.start());
+    }
+    if *bounds.end() < f64::MAX {
+        schema["maximum"] = json!(bounds.end());
+    }
+    schema
 }
 
 fn join(path: &str, key: &str) -> String {

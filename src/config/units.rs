@@ -10,6 +10,10 @@ const DURATION_UNITS: [(&str, u64); 5] =
 const SIZE_UNITS: [(&str, u64); 4] =
     [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
 
+/// The same as regular expressions of JSON Schema.
+pub(super) const DURATION_PATTERN: &str = "^[0-9]+(ms|s|m|h|d)$";
+pub(super) const SIZE_PATTERN: &str = "^[0-9]+(B|KiB|MiB|GiB)$";
+
 /// Reads a whole number with one unit: `ms`, `s`, `m`, `h` or `d`.
 ///
 /// # Errors
