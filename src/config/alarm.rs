@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::reader::{self, Entry, Findings, Section};
+use super::document::Entry;
+use super::reader::{self, Findings, Section};
 use super::units::format_duration;
 
 /// Contacts at most.

@@ -10,6 +10,7 @@
 //! Absent: reading files other than the text handed in.
 
 mod alarm;
+mod document;
 mod reader;
 mod schema;
 mod sensors;
@@ -26,7 +27,8 @@ use std::time::Duration;
 use serde_json::json;
 
 pub use alarm::{Alarm, Button, ButtonContact, Commands, Contact, Route, Signal, TestSchedule};
-use reader::{Entry, Findings, Node, Section};
+use document::{Entry, Node};
+use reader::{Findings, Section};
 pub use reader::{Origin, Problem, Setting};
 pub use schema::schema;
 pub use sensors::{
@@ -242,7 +244,7 @@ pub fn load(
     environment: impl Iterator<Item = (String, String)>,
 ) -> Result<Loaded, ConfigError> {
     let mut findings = Findings::default();
-    let mut root = reader::parse(text, environment, &mut findings);
+    let mut root = document::parse(text, environment, &mut findings);
     let config = read(&mut root, &mut findings);
     refuse_the_rest(root, &mut findings);
     let Findings { mut problems, settings, .. } = findings;
@@ -259,7 +261,7 @@ pub fn load(
 /// What is asked for in reading `text`, whatever is wrong with it.
 fn shapes(text: &str) -> schema::Shapes {
     let mut findings = Findings::default();
-    let mut root = reader::parse(text, std::iter::empty(), &mut findings);
+    let mut root = document::parse(text, std::iter::empty(), &mut findings);
     read(&mut root, &mut findings);
     findings.shapes
 }

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::AudioInput;
-use super::reader::{self, Entry, Findings, Origin, Problem, Section};
+use super::document::Entry;
+use super::reader::{self, Findings, Origin, Problem, Section};
 use super::ucum::Unit;
 
 /// Sensors at most: each costs a reader and its state.
