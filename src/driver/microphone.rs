@@ -10,6 +10,7 @@ use cpal::{
     SupportedStreamConfig, SupportedStreamConfigRange,
 };
 
+use super::alsa_log::quietly;
 use super::audio_stream::{AudioStream, Feed, Reports, Source, StreamError};
 use crate::audio::Format;
 use crate::clock::Clock;
@@ -24,6 +25,10 @@ const RATES_HZ: [u32; 9] = [16_000, 48_000, 32_000, 44_100, 24_000, 22_050, 96_0
 /// [`StreamError::UnknownDevice`]: no such name; those that exist are listed.
 /// [`StreamError::Device`]: it is in use, not permitted, or has no format that can be used.
 pub fn open(name: &str, clock: Clock) -> Result<AudioStream, StreamError> {
+    quietly(|| listen(name, clock))
+}
+
+fn listen(name: &str, clock: Clock) -> Result<AudioStream, StreamError> {
     let failed = |reason: &dyn std::fmt::Display| StreamError::Device {
         name: name.to_owned(),
         reason: reason.to_string(),
@@ -39,19 +44,6 @@ pub fn open(name: &str, clock: Clock) -> Result<AudioStream, StreamError> {
     })
 }
 
-/// Names of the inputs there are, as `[audio] input` takes them.
-///
-/// # Errors
-/// [`StreamError::Device`]: the sound system gives no list.
-pub fn device_names() -> Result<Vec<String>, StreamError> {
-    let failed = |error: cpal::Error| StreamError::Device {
-        name: "default".to_owned(),
-        reason: error.to_string(),
-    };
-    let devices = cpal::default_host().input_devices().map_err(failed)?;
-    Ok(devices.filter_map(|device| Some(device.id().ok()?.id().to_owned())).collect())
-}
-
 fn find(name: &str) -> Result<Device, StreamError> {
     let host = cpal::default_host();
     let found = if name == "default" {
@@ -61,7 +53,10 @@ fn find(name: &str) -> Result<Device, StreamError> {
         devices.and_then(|mut devices| devices.find(|device| is_named(device, name)))
     };
     found.ok_or_else(|| {
-        let names = device_names().unwrap_or_default();
+        // As `[audio] input` takes them.
+        let devices = host.input_devices().into_iter().flatten();
+        let names: Vec<_> =
+            devices.filter_map(|device| Some(device.id().ok()?.id().to_owned())).collect();
         let available = if names.is_empty() {
             "none: no sound card is there".to_owned()
         } else {
@@ -72,7 +67,7 @@ fn find(name: &str) -> Result<Device, StreamError> {
 }
 
 /// A device goes by its id (`plughw:CARD=1,DEV=0`) and by its description (`USB Microphone`).
-fn is_named(device: &Device, name: &str) -> bool {
+pub(super) fn is_named(device: &Device, name: &str) -> bool {
     device.id().is_ok_and(|id| id.id() == name)
         || device.description().is_ok_and(|description| description.name() == name)
 }

@@ -1,5 +1,6 @@
 //! What touches the world: disk, sound card, sockets, kernel, service manager.
 
+mod alsa_log;
 pub mod audio_file;
 pub mod audio_stream;
 pub mod ballast;

@@ -11,6 +11,9 @@ use std::time::Duration;
 use cpal::traits::{DeviceTrait, HostTrait, StreamTrait};
 use cpal::{FromSample, SampleFormat, SizedSample, StreamConfig};
 
+use super::alsa_log::quietly;
+use super::microphone::is_named;
+
 /// How long a beep takes to its full loudness, and back.
 const FADE: Duration = Duration::from_millis(10);
 /// Of full scale: loud, and not distorted by small loudspeakers.
@@ -43,6 +46,10 @@ impl Tone {
     /// # Errors
     /// It is not there, in use, or has no format that can be used.
     pub fn open(name: &str) -> Result<Self, ToneError> {
+        quietly(|| Self::start(name))
+    }
+
+    fn start(name: &str) -> Result<Self, ToneError> {
         let failed = |problem: String| ToneError { name: name.to_owned(), problem };
         let device = find(name).ok_or_else(|| failed("there is no such output".to_owned()))?;
         let config = device.default_output_config().map_err(|e| failed(e.to_string()))?;
@@ -76,11 +83,7 @@ fn find(name: &str) -> Option<cpal::Device> {
     if name == "default" {
         return host.default_output_device();
     }
-    let is_named = |device: &cpal::Device| {
-        device.id().is_ok_and(|id| id.id() == name)
-            || device.description().is_ok_and(|description| description.name() == name)
-    };
-    host.output_devices().ok()?.find(is_named)
+    host.output_devices().ok()?.find(|device| is_named(device, name))
 }
 
 fn play<T>(
