@@ -16,12 +16,14 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
-use hark::clock::{ClockState, WallTime};
+use hark::clock::{Clock, ClockState, WallTime};
+use hark::driver::outbox_open;
 use hark::driver::sled_store::SledStore;
 use hark::event::{Lane, json};
 use hark::outbox::Outbox;
 
 const CHILD: &str = "HARK_TEST_CHILD";
+const OPENER: &str = "HARK_TEST_OPENER";
 const EVENTS: usize = 40;
 const NOW: WallTime = WallTime { unix_ms: 1_795_000_000_000, state: ClockState::Synced };
 
@@ -43,6 +45,14 @@ fn child() {
             Err(error) => return say(&format!("refused {id}: {error}")),
         }
     }
+}
+
+/// Not a test: opens an outbox under strace.
+#[test]
+fn opener() {
+    let Ok(path) = std::env::var(OPENER) else { return };
+    let clock = Clock::new(|| ClockState::Unsynced);
+    outbox_open::open(Path::new(&path), clock).unwrap();
 }
 
 fn say(line: &str) {
@@ -146,6 +156,31 @@ fn control_without_the_sync_no_event_passes() {
     assert_eq!(reported.len(), EVENTS);
     // sled's own thread syncs now and then, so that an event may be covered by luck.
     assert!(covered.len() < EVENTS / 2, "{covered:?}");
+}
+
+/// Four starts that were each followed by a power cut would otherwise make a sound store count as damaged.
+#[test]
+fn an_opening_has_ended_on_the_disk_as_well() {
+    let scratch = tempfile::tempdir().unwrap();
+    let output = scratch.path().join("trace");
+    let status = Command::new("strace")
+        .args(["-f", "-y", "-e", "trace=unlink,unlinkat,fsync", "-o"])
+        .arg(&output)
+        .args(["-E", &format!("{OPENER}={}", scratch.path().join("outbox").display())])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "opener", "--nocapture"])
+        .stdout(std::process::Stdio::null())
+        .status()
+        .expect("strace shows the system calls: install it");
+    assert!(status.success());
+    let trace = std::fs::read_to_string(output).unwrap();
+    let removed = trace.lines().position(|line| {
+        line.contains("/outbox/opening\"") && line.contains("unlink") && line.ends_with("= 0")
+    });
+    let after = trace.lines().skip(removed.expect("the mark is removed"));
+    let is_sync =
+        |line: &str| line.contains("fsync(") && line.contains("/outbox>") && line.ends_with("= 0");
+    assert!(after.clone().any(is_sync), "{}", after.collect::<Vec<_>>().join("\n"));
 }
 
 #[test]

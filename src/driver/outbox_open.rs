@@ -15,7 +15,7 @@
 //! - The damaged files are kept as `damaged-N` for somebody to look at: [`ASIDE_STORES`] of them,
 //!   while they have at most [`ASIDE_BYTES`] and as much is free.
 //! - An opening that ended neither well nor badly (a crash or a hang inside sled) leaves the file
-//!   `opening`. After [`UNFINISHED_OPENINGS`] in a row the store counts as damaged.
+//!   `opening`, whose removal is synced. After [`UNFINISHED_OPENINGS`] in a row the store counts as damaged.
 //! - A store that opens and then fails is written down as `distrusted` and salvaged at the next
 //!   opening.
 //! - Salvage is bounded in time: after [`SALVAGE_TIME`] the device starts with what was found,
@@ -217,8 +217,12 @@ impl Opening {
         Self { path, unfinished }
     }
 
+    /// On the disk, too: a home whose mains fail a few seconds after each start is no damage.
     fn end(self) {
-        let _ = fs::remove_file(self.path);
+        let _ = fs::remove_file(&self.path);
+        if let Some(directory) = self.path.parent() {
+            let _ = sync_directory(directory);
+        }
     }
 }
 
