@@ -32,6 +32,8 @@ pub const STATUS_SHARE: u64 = 8;
 const EVICTED_SHARE: u64 = 64;
 /// Records that one commit evicts or expires at most, beyond what it must.
 const MAX_RECORDS: usize = 2048;
+/// Records that one commit destroys at somebody's request: an alert waits for that commit.
+pub const PURGED_AT_ONCE: usize = 256;
 /// What a frame has beyond the structured JSON of its event, about.
 const FRAME_BYTES: u64 = 128;
 /// 2024-01-01: an older time of acceptance is that of a clock that did not know better.
@@ -99,7 +101,7 @@ impl<S: Store> Group<'_, S> {
     }
 
     fn evict(&mut self, lane: Lane, more: impl Fn(&Self) -> bool) -> Result<(), OutboxError> {
-        let gone = self.remove_oldest(lane, |group, _| more(group))?;
+        let gone = self.remove_oldest(lane, MAX_RECORDS, |group, _| more(group))?;
         self.evicted.merge(&gone);
         Ok(())
     }
@@ -117,31 +119,33 @@ impl<S: Store> Group<'_, S> {
         let expiry = u64::try_from(limits.expiry.as_millis()).unwrap_or(u64::MAX);
         let until = self.now.unix_ms.saturating_sub(expiry);
         let old = |record: &Record| (EARLIEST_MS..=until).contains(&record.accepted_ms);
-        let gone = self.remove_oldest(Lane::Telemetry, |_, record| old(record))?;
+        let gone = self.remove_oldest(Lane::Telemetry, MAX_RECORDS, |_, record| old(record))?;
         self.expired.merge(&gone);
         Ok(gone.total() < MAX_RECORDS as u64)
     }
 
-    /// Destroys the records of a lane up to a position because somebody asks for it, a bounded number
+    /// Destroys the records of a lane up to a position because somebody asks for it, [`PURGED_AT_ONCE`]
     /// of them, and tells. Returns what is gone; nothing if none is left.
     ///
     /// # Errors
     /// The store cannot be read.
     pub fn purge(&mut self, lane: Lane, until: Position) -> Result<Losses, OutboxError> {
-        let gone = self.remove_oldest(lane, |_, record| record.position <= until)?;
+        let named = |_: &Self, record: &Record| record.position <= until;
+        let gone = self.remove_oldest(lane, PURGED_AT_ONCE, named)?;
         self.purged.merge(&gone);
         Ok(gone)
     }
 
-    /// Removes the oldest records of a lane while `unwanted` says so.
+    /// Removes the oldest records of a lane, `most` of them, while `unwanted` says so.
     fn remove_oldest(
         &mut self,
         lane: Lane,
+        most: usize,
         unwanted: impl Fn(&Self, &Record) -> bool,
     ) -> Result<Losses, OutboxError> {
         let mut gone = Losses::default();
         let mut after: Option<Position> = None;
-        while gone.total() < MAX_RECORDS as u64 {
+        while gone.total() < most as u64 {
             let page = self.outbox.read(lane, after, PAGE)?;
             for damage in &page.damaged {
                 self.set_aside(lane, damage)?;

@@ -148,3 +148,22 @@ fn a_long_backlog_expires_in_bounded_steps() {
     assert_eq!((steps, outbox.depth()[Lane::Telemetry.index()]), (3, 0));
     assert_eq!(told(&outbox, "expired", Lane::Telemetry).0, 5_000);
 }
+
+#[test]
+fn one_commit_of_a_purge_destroys_a_bounded_number() {
+    let mut outbox = outbox();
+    let events: Vec<_> = (0..200).map(|id| (Lane::Alert, event(id))).collect();
+    for _ in 0..4 {
+        outbox.append(&events, NOW).unwrap();
+    }
+    let until = outbox.levels().tails[0].unwrap();
+    let mut gone = Vec::new();
+    while gone.last() != Some(&0) {
+        let mut group = outbox.begin(NOW).unwrap();
+        gone.push(group.purge(Lane::Alert, until).unwrap().total() as usize);
+        group.commit().unwrap();
+    }
+    assert_eq!(gone.iter().sum::<usize>(), 800);
+    assert!(gone.iter().all(|gone| *gone < 384), "{gone:?}");
+    assert_eq!(outbox.depth()[0], 0);
+}
