@@ -17,6 +17,7 @@
 //!
 //! Absent: starting the thread (the supervisor's task), a time limit on a commit that hangs.
 
+mod answers;
 mod handle;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -29,7 +30,7 @@ use crate::clock::Clock;
 use crate::event::Lane;
 use crate::outbox::{
     Accepted, Damage, Levels, MAX_COMMIT_EVENTS, Memo, Outbox, OutboxError, Page, PageLimit,
-    Position, Record, Store,
+    Position, Store,
 };
 use handle::{Append, Request, refuse};
 pub use handle::{Census, OutboxHandle, Purge, Requests, channel};
@@ -44,13 +45,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How often telemetry is looked through for what is too old.
 const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 
-/// Dead letters that are put back with one commit at most: with 64 KiB each as much as one takes.
-const REQUEUED_AT_ONCE: usize = 16;
 /// How long after a commit it is seen whether the file has become too large.
 const RENEW_LOOK: Duration = Duration::from_secs(1);
-
-/// Damaged records that are set aside with one commit at most.
-const MAX_DAMAGED: usize = 64;
 
 /// How long what may wait does wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,8 +209,8 @@ struct Pending {
     damaged: Vec<(Lane, Damage)>,
     /// What a commit that failed would have accepted.
     uncertain: Vec<(Append, Vec<Accepted>)>,
-    /// A page that could not be read.
-    page: Option<Request>,
+    /// What was asked when the outbox failed: asked of the next one again.
+    unanswered: Option<Request>,
     /// When the next commit is to be made; `None` while there is nothing to commit.
     due: Option<Instant>,
     /// In a row.
@@ -230,7 +226,7 @@ struct Pending {
 impl Pending {
     fn refuse_all(self, requests: &mut mpsc::Receiver<Request>, error: &OutboxError) {
         requests.close();
-        let queued = std::iter::from_fn(|| requests.try_recv().ok()).chain(self.page);
+        let queued = std::iter::from_fn(|| requests.try_recv().ok()).chain(self.unanswered);
         queued.for_each(|request| request.refuse(error));
         let uncertain = self.uncertain.into_iter().map(|(append, _)| append);
         for append in self.waiting.into_iter().chain(uncertain) {
@@ -251,8 +247,14 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
                 self.pending.waiting.push_front(append);
             }
         }
+        // Salvage may have found a sound copy of what was damaged.
+        let damaged = std::mem::take(&mut self.pending.damaged);
+        let still = |(lane, damage): &(Lane, Damage)| self.is_damaged(*lane, damage.position);
+        self.pending.damaged = damaged.into_iter().filter(still).collect();
+        self.outbox.succeed(&self.levels.borrow());
         self.levels.send_replace(self.outbox.levels());
-        let something = !self.pending.waiting.is_empty() || !self.pending.removals.is_empty();
+        let Pending { waiting, removals, damaged, .. } = &self.pending;
+        let something = !(waiting.is_empty() && removals.is_empty() && damaged.is_empty());
         self.pending.renew_at.get_or_insert(self.clock.now() + RENEW_LOOK);
         // What salvage has to tell is told at once.
         if something || self.outbox.untold().is_some() {
@@ -270,16 +272,24 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
     }
 
     fn holds(&self, accepted: &Accepted) -> bool {
-        let before = accepted.position.0.checked_sub(1).map(Position);
-        let limit = PageLimit { records: 1, bytes: 1 };
-        let page = self.outbox.page(accepted.lane, before, limit);
-        page.is_ok_and(|page| {
-            page.first().is_some_and(|record| {
+        self.look_at(accepted.lane, accepted.position).is_some_and(|page| {
+            page.records.first().is_some_and(|record| {
                 record.position == accepted.position
                     && record.sequence == accepted.sequence
                     && record.event.id() == accepted.id
             })
         })
+    }
+
+    fn is_damaged(&self, lane: Lane, position: Position) -> bool {
+        let page = self.look_at(lane, position);
+        page.is_some_and(|page| page.damaged.iter().any(|damage| damage.position == position))
+    }
+
+    /// What stands at a position, or else behind it.
+    fn look_at(&self, lane: Lane, position: Position) -> Option<Page> {
+        let before = position.0.checked_sub(1).map(Position);
+        self.outbox.read(lane, before, PageLimit { records: 1, bytes: 1 }).ok()
     }
 
     async fn serve(
@@ -288,20 +298,20 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         mut stop: watch::Receiver<bool>,
     ) -> Result<End, OutboxError> {
         let mut open = true;
-        if let Some(page) = self.pending.page.take() {
-            self.take(page)?;
+        if let Some(request) = self.pending.unanswered.take() {
+            self.take(request)?;
         }
         loop {
             for _ in 0..QUEUED_REQUESTS {
-                match requests.try_recv() {
-                    Ok(request) if !self.is_full() => self.take(request)?,
-                    Ok(request) => {
-                        // Rare: room is made first, then the request is taken.
-                        self.commit_all()?;
-                        self.take(request)?;
-                    }
-                    Err(_) => break,
+                let Ok(request) = requests.try_recv() else { break };
+                // Rare: room is made first, then the request is taken.
+                if self.is_full()
+                    && let Err(error) = self.commit_all()
+                {
+                    self.pending.unanswered = Some(request);
+                    return Err(error);
                 }
+                self.take(request)?;
             }
             if open && self.is_idle_and_too_large() {
                 return Ok(End::Renew);
@@ -332,65 +342,6 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         self.pending.events >= MAX_COMMIT_EVENTS || self.pending.removals.len() >= MAX_REMOVALS
     }
 
-    /// # Errors
-    /// The store cannot be read: it is salvaged when it is opened next.
-    fn take(&mut self, request: Request) -> Result<(), OutboxError> {
-        match request {
-            Request::Append(append) => {
-                self.due_in(self.settings.coalesce[append.lane().index()]);
-                self.pending.events += append.events.len();
-                self.pending.waiting.push_back(append);
-            }
-            Request::Remove(records) => {
-                self.due_in(self.settings.removal_delay);
-                self.pending.removals.extend(records);
-            }
-            // Rare, so that they have a commit of their own.
-            Request::Deadletter { lane, position, reason, reply } => {
-                let mut group = self.outbox.begin(self.clock.wall())?;
-                let done = group.deadletter(lane, position, &reason)?;
-                group.commit()?;
-                self.levels.send_replace(self.outbox.levels());
-                let _ = reply.send(Ok(done));
-            }
-            Request::Requeue { lane, only, reply } => {
-                let done = self.requeue(lane, only)?;
-                let _ = reply.send(Ok(done));
-            }
-            Request::Purge { lane, what, reply } => {
-                let mut group = self.outbox.begin(self.clock.wall())?;
-                let gone = match what {
-                    Purge::UpTo(position) => group.purge(lane, position)?,
-                    Purge::DeadLetters => group.purge_dead(lane)?,
-                };
-                group.commit()?;
-                self.levels.send_replace(self.outbox.levels());
-                let _ = reply.send(Ok(gone));
-            }
-            Request::Census { reply } => {
-                let (levels, bytes) = (self.outbox.levels(), self.outbox.bytes());
-                let census = Census { levels, bytes, oldest_ms: self.outbox.oldest()? };
-                let _ = reply.send(Ok(census));
-            }
-            Request::DeadLetters { lane, after, limit, reply } => {
-                let letters = self.outbox.dead_letters(lane, after, limit)?;
-                let _ = reply.send(Ok(letters));
-            }
-            // A store that cannot be read is of no more use.
-            Request::Page { lane, after, limit, reply } => {
-                match self.page(lane, after, limit) {
-                    // That nobody waits for the answer any more is no fault.
-                    Ok(page) => drop(reply.send(Ok(page))),
-                    Err(error) => {
-                        self.pending.page = Some(Request::Page { lane, after, limit, reply });
-                        return Err(error);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Looked at now and then, while nobody waits for a commit.
     fn is_idle_and_too_large(&mut self) -> bool {
         let now = self.clock.now();
@@ -400,24 +351,6 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         let busy = self.pending.due.is_some();
         self.pending.renew_at = busy.then(|| now + RENEW_LOOK);
         !busy && self.disk.wants_renewal(&self.outbox)
-    }
-
-    /// Puts dead letters back, a bounded number of them in a commit.
-    fn requeue(&mut self, lane: Lane, only: Option<Position>) -> Result<usize, OutboxError> {
-        let positions = match only {
-            Some(position) => vec![position],
-            None => self.outbox.dead_positions(lane)?,
-        };
-        let mut done = 0;
-        for some in positions.chunks(REQUEUED_AT_ONCE) {
-            let mut group = self.outbox.begin(self.clock.wall())?;
-            for position in some {
-                done += usize::from(group.requeue(lane, *position)?);
-            }
-            group.commit()?;
-            self.levels.send_replace(self.outbox.levels());
-        }
-        Ok(done)
     }
 
     fn look_at_the_disk(&mut self) {
@@ -441,40 +374,6 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
     fn due_in(&mut self, wait: Duration) {
         let due = self.clock.now() + wait;
         self.pending.due = Some(self.pending.due.map_or(due, |earlier| earlier.min(due)));
-    }
-
-    fn page(
-        &mut self,
-        lane: Lane,
-        mut after: Option<Position>,
-        limit: PageLimit,
-    ) -> Result<Vec<Record>, OutboxError> {
-        loop {
-            let Page { mut records, damaged } = self.outbox.read(lane, after, limit)?;
-            let last = records.last().map(|record| record.position);
-            let last = last.max(damaged.last().map(|damage| damage.position));
-            for damage in damaged {
-                // What does not fit is met again with the next page.
-                let known = self
-                    .pending
-                    .damaged
-                    .iter()
-                    .any(|(l, d)| (*l, d.position) == (lane, damage.position));
-                if !known && self.pending.damaged.len() < MAX_DAMAGED {
-                    tracing::error!(%lane, position = %damage.position, "a record is damaged and set aside: {}", damage.cause);
-                    self.pending.damaged.push((lane, damage));
-                    self.due_in(self.settings.removal_delay);
-                }
-            }
-            if last.is_none() {
-                return Ok(records);
-            }
-            after = last;
-            records.retain(|record| !self.pending.removals.contains(&(lane, record.position)));
-            if !records.is_empty() {
-                return Ok(records);
-            }
-        }
     }
 
     /// Commits all that waits.
@@ -552,6 +451,8 @@ async fn sleep_until(due: Option<tokio::time::Instant>) {
     }
 }
 
+#[cfg(test)]
+mod revival_tests;
 #[cfg(test)]
 #[path = "outbox_writer_tests.rs"]
 mod tests;

@@ -91,8 +91,11 @@ pub struct Levels {
     pub tails: [Option<Position>; 3],
     /// The disk is so full that telemetry is refused.
     pub short: bool,
-    /// Telemetry that was refused for want of room since the outbox was opened.
+    /// Telemetry that was refused for want of room since the process began.
     pub refused: u64,
+    /// How often the outbox was opened since the process began: what was read of it before the last
+    /// time may be out of date.
+    pub opened: u64,
 }
 
 impl Levels {
@@ -162,6 +165,7 @@ pub struct Outbox<S> {
     /// Room is left to what is urgent.
     short: bool,
     refused: u64,
+    opened: u64,
 }
 
 impl<S: Store> Outbox<S> {
@@ -207,6 +211,7 @@ impl<S: Store> Outbox<S> {
             dead: [0; 3],
             short: false,
             refused: 0,
+            opened: 1,
         };
         outbox.count_dead()?;
         outbox.check_positions()?;
@@ -228,6 +233,17 @@ impl<S: Store> Outbox<S> {
     /// Says whether the disk is so full that its room must be left to alerts and status.
     pub fn set_short(&mut self, short: bool) {
         self.short = short;
+    }
+
+    /// Takes over what the outbox in whose place this one was opened knew and no store holds. No
+    /// position that was given before is given again.
+    pub fn succeed(&mut self, before: &Levels) {
+        self.short = before.short;
+        self.refused = before.refused;
+        self.opened = before.opened + 1;
+        for (next, tail) in self.state.next_position.iter_mut().zip(before.tails) {
+            *next = tail.map_or(*next, |Position(tail)| (*next).max(tail + 1));
+        }
     }
 
     pub(super) fn refuse(&mut self, events: usize) {
@@ -373,6 +389,7 @@ impl<S: Store> Outbox<S> {
             tails: self.state.next_position.map(tail),
             short: self.short,
             refused: self.refused,
+            opened: self.opened,
         }
     }
 
