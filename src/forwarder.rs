@@ -111,6 +111,8 @@ pub struct Wanted {
     again: Option<Position>,
     /// How far the lane reached when this was wanted.
     tail: Option<Position>,
+    /// And how often it had been read anew.
+    rewinds: u64,
 }
 
 /// A record on its way.
@@ -221,10 +223,17 @@ struct Queue {
     /// Alerts were published that [`Awaiting`] had no place for: read the lane from its beginning once
     /// there is.
     passed_over: bool,
-    /// The lane was read from its beginning: what is still under way must be left out.
-    rewound: bool,
+    /// How often the lane was read from its beginning anew: what is still under way must be left out.
+    rewinds: u64,
     /// What was under way when the page that is being read was wanted.
     under_way: HashSet<Position>,
+}
+
+impl Queue {
+    fn rewind(&mut self) {
+        (self.passed_over, self.rewinds) = (false, self.rewinds + 1);
+        (self.cursor, self.page) = (None, VecDeque::new());
+    }
 }
 
 /// The way of the records from the outbox to the session and back; see the [module](self).
@@ -280,13 +289,21 @@ impl Forwarder {
         }
     }
 
+    /// The outbox was opened anew, and what it gives from now on need not be what it gave before: records
+    /// that were salvaged may stand before what was read already. All lanes are read from their beginning;
+    /// what is under way is not handed out a second time.
+    pub fn rewind(&mut self) {
+        self.queues.iter_mut().for_each(Queue::rewind);
+    }
+
     /// The page to read next: of the most urgent lane that has more than was read; then one record
     /// for which no receipt came. Not to be asked again before that page is [loaded](Self::loaded).
     pub fn wanted(&mut self) -> Option<Wanted> {
         let page = Lane::ALL.into_iter().find_map(|lane| {
-            let Queue { page, tail, cursor, .. } = &self.queues[lane.index()];
+            let Queue { page, tail, cursor, rewinds, .. } = &self.queues[lane.index()];
             let more = page.len() <= READ_AHEAD && tail > cursor;
-            more.then_some(Wanted { lane, after: *cursor, limit: PAGE, again: None, tail: *tail })
+            let (after, tail, rewinds) = (*cursor, *tail, *rewinds);
+            more.then_some(Wanted { lane, after, limit: PAGE, again: None, tail, rewinds })
         });
         if let Some(Wanted { lane, .. }) = page {
             self.queues[lane.index()].under_way = self.under_way(lane);
@@ -296,7 +313,8 @@ impl Forwarder {
             let queue = &self.queues[lane.index()];
             let after = position.0.checked_sub(1).map(Position);
             let limit = PageLimit { records: 1, ..PAGE };
-            let wanted = Wanted { lane, after, limit, again: Some(position), tail: queue.tail };
+            let (again, tail, rewinds) = (Some(position), queue.tail, queue.rewinds);
+            let wanted = Wanted { lane, after, limit, again, tail, rewinds };
             queue.again.is_none().then_some(wanted)
         })
     }
@@ -313,7 +331,7 @@ impl Forwarder {
             return;
         }
         // The lane may have been taken back to its beginning meanwhile.
-        if queue.cursor != wanted.after {
+        if queue.rewinds != wanted.rewinds {
             return;
         }
         queue.cursor = records.last().map_or(wanted.tail, |record| Some(record.position));
@@ -323,14 +341,15 @@ impl Forwarder {
 
     /// Positions of a lane that was rewound which must not be published a second time.
     fn under_way(&self, lane: Lane) -> HashSet<Position> {
-        if !self.queues[lane.index()].rewound {
+        if self.queues[lane.index()].rewinds == 0 {
             return HashSet::new();
         }
         let deferred = self.deferred.iter().map(|(_, flight)| flight);
         let all = self.flights.values().chain(deferred);
         let published = all.map(|flight| (flight.lane, flight.position));
         let of_lane = |(l, position)| (l == lane).then_some(position);
-        published.chain(self.awaiting.places()).filter_map(of_lane).collect()
+        let again = self.queues[lane.index()].again.iter().map(|(record, _)| record.position);
+        published.chain(self.awaiting.places()).filter_map(of_lane).chain(again).collect()
     }
 
     /// Whether [`Self::next`] has something at `now`.
@@ -559,8 +578,7 @@ impl Forwarder {
         }
         let queue = &mut self.queues[lane.index()];
         if queue.passed_over && self.awaiting.of(lane) == 0 {
-            (queue.passed_over, queue.rewound) = (false, true);
-            (queue.cursor, queue.page) = (None, VecDeque::new());
+            queue.rewind();
         }
         (settled, in_flight)
     }

@@ -170,6 +170,7 @@ pub(super) fn start(
             reporter: reporter.clone(),
             alarms: alarms.clone(),
             clock,
+            opened: outbox.levels().borrow().opened,
             connected: connected.clone(),
             faults: Faults::default(),
             urgent: watch::Sender::new(false),
@@ -267,6 +268,8 @@ struct Pump {
     reporter: Reporter,
     alarms: AlarmHandle,
     clock: Clock,
+    /// How often the outbox had been opened when its lanes were read.
+    opened: u64,
     connected: watch::Sender<bool>,
     /// An alert waits in the outbox.
     urgent: watch::Sender<bool>,
@@ -338,8 +341,12 @@ impl Pump {
         Ok(())
     }
 
-    /// How far the outbox reaches now, and whether alerts wait or are dead letters.
+    /// How far the outbox reaches now, whether it was opened anew, and whether alerts wait or are dead
+    /// letters.
     fn reached(&mut self, levels: &Levels) {
+        if std::mem::replace(&mut self.opened, levels.opened) != levels.opened {
+            self.forwarder.rewind();
+        }
         self.forwarder.reach(levels.tails);
         let at = Lane::Alert.index();
         let urgent = levels.records[at] > 0;

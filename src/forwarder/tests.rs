@@ -305,6 +305,40 @@ fn alerts_without_any_receipt_keep_flowing_and_are_found_again_when_receipts_com
 }
 
 #[test]
+fn what_salvage_brings_back_goes_out_at_once_and_nothing_under_way_goes_twice() {
+    let mut bench = Bench::with(receipts(), &[2, 4, 5, 6].map(|n| (Lane::Alert, n)));
+    // One whose receipt is overdue, one that was refused, one that waits for its receipt, one in flight.
+    let (token, _) = bench.next().unwrap();
+    bench.acknowledge(token);
+    assert!(bench.pass(S(60)).is_some());
+    let (token, _) = bench.next().unwrap();
+    let reason = Refusal::Broker { code: 0x97, text: String::new() };
+    bench.tell(&Notice::Refused { token, reason });
+    let (token, _) = bench.next().unwrap();
+    bench.acknowledge(token);
+    assert_eq!(bench.next().unwrap().1, "alert-6");
+    bench.stored.splice(0..0, [record(Lane::Alert, 1)]);
+    bench.stored.insert(2, record(Lane::Alert, 3));
+    bench.append(Lane::Alert, 7);
+    // The control: what stands before the cursor is not looked for.
+    assert_eq!(bench.ids(), ["alert-7", "alert-2"]);
+    bench.forwarder.rewind();
+    bench.load();
+    assert_eq!(bench.ids(), ["alert-1", "alert-3"]);
+}
+
+#[test]
+fn a_record_read_again_for_its_receipt_is_not_read_twice_after_a_rewind() {
+    let mut bench = Bench::with(receipts(), &[(Lane::Alert, 1)]);
+    let (token, _) = bench.next().unwrap();
+    bench.acknowledge(token);
+    assert!(bench.pass(S(60)).is_some());
+    bench.forwarder.rewind();
+    bench.load();
+    assert_eq!(bench.ids(), ["alert-1"]);
+}
+
+#[test]
 fn a_refusal_for_good_is_the_callers_after_three_and_a_passing_one_never_is() {
     let refused = |token, code| {
         let reason = Refusal::Broker { code, text: String::new() };
