@@ -358,9 +358,11 @@ fn open_sled(directory: &Path) -> Result<sled::Db, OpenError> {
                 return Err(file_error("write", directory, &error));
             }
             // sled's threads may hold on to its file for a moment after it was closed.
-            Ok(Err(sled::Error::Io(error)))
-                if error.to_string().contains("acquire lock") && attempts < LOCK_ATTEMPTS =>
-            {
+            // Whoever else has it, the store is not damaged.
+            Ok(Err(sled::Error::Io(error))) if error.to_string().contains("acquire lock") => {
+                if attempts >= LOCK_ATTEMPTS {
+                    return Err(OpenError::InUse { path: directory.display().to_string() });
+                }
                 std::thread::sleep(LOCK_PAUSE);
             }
             Ok(Err(error)) => break error.to_string(),

@@ -99,6 +99,21 @@ fn a_second_opener_is_told_who_is_in_the_way() {
 }
 
 #[test]
+fn a_log_that_another_process_holds_is_in_use_and_not_damaged() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("outbox");
+    drop(SledStore::open(&path).unwrap());
+    let log = File::open(path.join("sled/db")).unwrap();
+    log.lock().unwrap();
+    let clock = crate::clock::Clock::new(|| ClockState::Synced);
+    let error = crate::driver::outbox_open::open(&path, clock).unwrap_err();
+    assert_eq!(error, OpenError::InUse { path: path.join("sled").display().to_string() });
+    assert!(!path.join("damaged-1").exists());
+    log.unlock().unwrap();
+    crate::driver::outbox_open::open(&path, clock).unwrap();
+}
+
+#[test]
 fn a_missing_parent_and_a_file_in_the_way_are_clear_errors() {
     let root = tempfile::tempdir().unwrap();
     let error = SledStore::open(&root.path().join("not/there")).unwrap_err();
