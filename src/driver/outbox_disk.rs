@@ -29,7 +29,7 @@ pub struct OutboxDisk {
     limits: Limits,
     max_size: u64,
     clock: Clock,
-    /// No fresh file before that.
+    /// No fresh file before that: the last attempt came to nothing.
     rests_until: Option<Instant>,
 }
 
@@ -89,19 +89,55 @@ impl Disk<SledStore> for OutboxDisk {
         let file = self.path.join("sled/db");
         let bytes = || fs::metadata(&file).map_or(0, |meta| meta.len());
         let (before, begun) = (bytes(), self.clock.now());
+        // Whatever becomes of it, it is not tried again at once.
+        self.rests_until = Some(begun + RENEW_PAUSE);
         let renewed = outbox_renew::renew(outbox, self.clock)
             .map_err(|e| OutboxError::Failed { cause: e.to_string() })?;
+        if renewed.abandoned.is_none() {
+            self.rests_until = None;
+            outbox_open::remove_old(&self.path);
+        }
         let took_ms = self.clock.now().duration_since(begun).as_millis();
         match renewed.abandoned {
             None => {
                 tracing::info!(before, after = bytes(), took_ms, "the outbox has a fresh file");
-                outbox_open::remove_old(&self.path);
             }
             Some(reason) => {
-                self.rests_until = Some(self.clock.now() + RENEW_PAUSE);
                 tracing::warn!(took_ms, "the outbox keeps its large file for now: {reason}");
             }
         }
         Ok(self.equip(renewed.outbox))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{ClockState, Rng};
+    use crate::event::catalogue::Maker;
+    use crate::outbox::{Batch, Store, keys};
+
+    #[test]
+    fn a_renewal_that_fails_is_not_tried_again_at_once() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("outbox");
+        let clock = Clock::new(|| ClockState::Synced);
+        let chronicle = Chronicle { maker: Maker::new("d", "io.hark"), rng: Rng::from_seed(1) };
+        let limits = Limits { bytes: 1 << 20, expiry: RENEW_PAUSE };
+        let mut disk = OutboxDisk::new(path.clone(), 1 << 28, chronicle, limits, clock);
+        let outbox = disk.renew(outbox_open::open(&path, clock).unwrap()).unwrap();
+        assert_eq!(disk.rests_until, None, "this one went well");
+
+        // More than is copied, and a state that cannot be read when the old store is to go on.
+        let mut outbox = outbox;
+        let mut batch = Batch::default();
+        for number in 0..800u16 {
+            let key = [b"x".as_slice(), &number.to_be_bytes()].concat();
+            batch.put(key, vec![0; outbox_renew::MAX_BYTES / 700]);
+        }
+        batch.put(keys::STATE.to_vec(), b"rubbish".to_vec());
+        outbox.store_mut().commit(&batch).unwrap();
+        assert!(matches!(disk.renew(outbox), Err(OutboxError::Failed { .. })));
+        assert!(disk.rests_until.is_some_and(|until| until > clock.now()));
     }
 }
