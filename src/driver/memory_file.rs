@@ -1,7 +1,7 @@
 //! A small file that is always whole: what it held before, or what was written last.
 //!
 //! Written beside it, synced, renamed over it, and the directory synced: a power cut at any moment leaves one of the
-//! two. Its content carries its own sum, for what a disk does to it later.
+//! two. What a disk does to it later is not noticed here: its owner puts a sum into what it writes.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -22,7 +22,8 @@ pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 /// Replaces the content; returns once the new one is on stable storage.
 ///
 /// # Errors
-/// There is no room, or the disk failed: the old content is still there.
+/// There is no room, or the disk failed: one of the two contents is there, and which one after a power cut is
+/// not known.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = with_suffix(path, "new");
     let mut file = File::create(&new)?;

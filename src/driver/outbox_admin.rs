@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 
+use super::outbox_open::size;
 use super::outbox_writer::{OutboxHandle, Purge};
 use crate::clock::{ClockState, WallTime};
 use crate::event::{Event, Lane, Losses, json};
@@ -449,14 +450,4 @@ fn raw(event: &Event) -> Option<Box<RawValue>> {
 
 fn rfc3339(unix_ms: u64) -> String {
     WallTime { unix_ms, state: ClockState::Unsynced }.to_rfc3339()
-}
-
-/// Bytes of all files below a directory; what cannot be read counts nothing.
-fn size(path: &std::path::Path) -> u64 {
-    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-    let sizes = entries.filter_map(|entry| {
-        let meta = entry.metadata().ok()?;
-        Some(if meta.is_dir() { size(&entry.path()) } else { meta.len() })
-    });
-    sizes.sum()
 }

@@ -415,7 +415,12 @@ fn asides(path: &Path) -> Vec<(u32, PathBuf)> {
     found
 }
 
-fn size(path: &Path) -> u64 {
+/// Bytes of all files below a directory; what cannot be read counts nothing.
+pub(super) fn size(path: &Path) -> u64 {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum()
+    let sizes = entries.filter_map(|entry| {
+        let meta = entry.metadata().ok()?;
+        Some(if meta.is_dir() { size(&entry.path()) } else { meta.len() })
+    });
+    sizes.sum()
 }

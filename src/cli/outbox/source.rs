@@ -10,7 +10,7 @@ use super::super::{Failure, exit};
 use crate::clock::{Clock, Rng};
 use crate::config::Config;
 use crate::driver::host;
-use crate::driver::outbox_admin::{Admin, Destroy, Page, Query, Requeue, Stats};
+use crate::driver::outbox_admin::{Destroy, Page, Query, Requeue, Stats};
 use crate::driver::outbox_offline::{Offline, OfflineError};
 use crate::event::catalogue::Maker;
 
@@ -95,7 +95,7 @@ impl Source {
                 Ok(ask::<Answer>(agent, "/outbox/requeue", what).await?.requeued)
             }
             Self::Files { offline, .. } => {
-                admin(offline).requeue(what).await.map_err(|e| unread(&e))
+                offline.admin().requeue(what).await.map_err(|e| unread(&e))
             }
         }
     }
@@ -109,13 +109,11 @@ impl Source {
             Self::Live { agent, .. } => {
                 Ok(ask::<Answer>(agent, "/outbox/purge", what).await?.purged)
             }
-            Self::Files { offline, .. } => admin(offline).purge(what).await.map_err(|e| unread(&e)),
+            Self::Files { offline, .. } => {
+                offline.admin().purge(what).await.map_err(|e| unread(&e))
+            }
         }
     }
-}
-
-fn admin(offline: &Offline) -> &Admin {
-    offline.admin()
 }
 
 async fn ask<T: DeserializeOwned>(
