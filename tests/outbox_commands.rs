@@ -4,7 +4,9 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::SystemTime;
@@ -144,6 +146,91 @@ fn looking_at_the_files_shows_all_and_changes_not_a_byte() {
 }
 
 #[test]
+fn a_signal_ends_a_look_and_leaves_no_copy_behind() {
+    let device = Device::new(NOWHERE, "none");
+    // Several answers' worth, so that the command still has to ask when the signal comes.
+    {
+        let store = SledStore::open(&device.outbox()).expect("open store");
+        let mut outbox = Outbox::open(store).expect("open outbox");
+        let now = WallTime { unix_ms: 1_795_000_000_000, state: ClockState::Synced };
+        for number in 0..40 {
+            let text =
+                event(&format!("e{number}"), "status", &format!("\"{}\"", "x".repeat(60_000)));
+            let event = hark::event::json::parse(text.as_bytes()).expect("an event");
+            outbox.append(&[(Lane::Status, event)], now).expect("accepted");
+        }
+    }
+    for (signal, all) in [("TERM", false), ("INT", false), ("HUP", false), ("0", true)] {
+        let scratch = tempfile::tempdir().expect("directory");
+        let copies = || std::fs::read_dir(scratch.path()).expect("read").count();
+        let mut command = outbox(&device, &["export"]);
+        command.env("TMPDIR", scratch.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut export = command.spawn().expect("run");
+        let mut out = export.stdout.take().expect("piped");
+        let mut text = vec![0; 1];
+        out.read_exact(&mut text).expect("read");
+        // It cannot write on: the pipe is full.
+        assert_eq!(copies(), 1);
+        let mut kill = Command::new("kill");
+        kill.args(["-s", signal, &export.id().to_string()]);
+        assert!(kill.status().expect("kill").success());
+        out.read_to_end(&mut text).expect("read");
+        let status = export.wait().expect("wait");
+        assert_eq!(status.code(), Some(if all { 0 } else { 69 }), "{signal}: {status}");
+        let lines = text.split(|byte| *byte == b'\n').count() - 1;
+        assert_eq!(lines == 40, all, "{signal}: {lines}");
+        assert_eq!(copies(), 0, "{signal}");
+    }
+}
+
+/// Every file and directory below one, with the one to whom it belongs.
+fn owners(path: &Path) -> BTreeMap<PathBuf, u32> {
+    snapshot(path).into_keys().map(|path| (path.clone(), owner(&path))).collect()
+}
+
+fn owner(path: &Path) -> u32 {
+    std::fs::metadata(path).expect("metadata").uid()
+}
+
+#[test]
+fn what_root_changes_stays_with_the_service() {
+    // As of a service with `DynamicUser=`.
+    const SERVICE: u32 = 61_184;
+    if owner(Path::new("/proc/self")) != 0 {
+        eprintln!("only root can give files away");
+        return;
+    }
+    let device = filled();
+    for path in owners(&device.outbox()).keys() {
+        std::os::unix::fs::chown(path, Some(SERVICE), Some(SERVICE)).expect("chown");
+    }
+    let before = owners(&device.outbox());
+    let elsewhere = tempfile::NamedTempFile::new().expect("file");
+    std::os::unix::fs::symlink(elsewhere.path(), device.outbox().join("link")).expect("link");
+    ask(&device, &["purge", "--lane", "telemetry", "--yes"]);
+    std::fs::remove_file(device.outbox().join("link")).expect("the link is still there");
+    let after = owners(&device.outbox());
+    assert!(after.keys().any(|path| !before.contains_key(path)), "sled makes a snapshot");
+    assert!(after.values().all(|owner| *owner == SERVICE), "{after:?}");
+    assert_eq!(owner(elsewhere.path()), 0, "a link leads nowhere");
+
+    // One who is neither root nor the service is told before anything is made.
+    let open = std::fs::Permissions::from_mode(0o777);
+    for path in before.keys() {
+        std::fs::set_permissions(path, open.clone()).expect("permissions");
+    }
+    std::fs::set_permissions(device.path(), open).expect("permissions");
+    let before = snapshot(&device.outbox());
+    let mut purge = outbox(&device, &["purge", "--lane", "alert", "--yes"]);
+    purge.env("HARK__INGEST__SOCKET", "");
+    let output = purge.uid(SERVICE + 1).gid(SERVICE + 1).output().expect("run");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(74), "{said}");
+    assert!(said.contains("belongs to another user"), "{said}");
+    assert_eq!(snapshot(&device.outbox()), before);
+}
+
+#[test]
 fn what_is_exported_is_taken_back_with_its_id_source_and_data() {
     let device = filled();
     let exported = ask(&device, &["export", "--lane", "alert"]);
@@ -217,8 +304,10 @@ fn a_store_in_use_by_a_silent_process_is_refused() {
 #[test]
 fn words_are_checked_before_anything_is_destroyed() {
     let device = filled();
-    refused_usage(&device, &["purge"]);
-    refused_usage(&device, &["purge", "--yes"]);
+    for words in [&["purge"][..], &["purge", "--yes"]] {
+        let said = refused_usage(&device, words);
+        assert!(said.contains("--dead") && said.contains("--lane"), "{said}");
+    }
     refused_usage(&device, &["requeue"]);
     refused_usage(&device, &["list", "--lane", "loud"]);
     let said = refused(&device, &["purge", "--lane", "alert"], 64);
@@ -229,10 +318,13 @@ fn words_are_checked_before_anything_is_destroyed() {
     assert_eq!(json(&ask(&device, &["stats", "--json"]))["lanes"]["alert"]["waiting"], 2);
 }
 
-/// Usage that the parser itself refuses.
+/// Usage that the parser itself refuses, and the first line of what it says.
 #[track_caller]
-fn refused_usage(device: &Device, words: &[&str]) {
-    assert_eq!(output(device, words).status.code(), Some(64), "{words:?}");
+fn refused_usage(device: &Device, words: &[&str]) -> String {
+    let output = output(device, words);
+    assert_eq!(output.status.code(), Some(64), "{words:?}");
+    let said = String::from_utf8(output.stderr).expect("text");
+    said.lines().take_while(|line| !line.starts_with("Usage")).collect()
 }
 
 #[test]

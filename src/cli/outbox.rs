@@ -50,9 +50,10 @@ enum Action {
         all: bool,
     },
     /// Destroy events; an event tells of it
+    #[command(group = clap::ArgGroup::new("what").args(["dead", "lane"]).required(true).multiple(true))]
     Purge {
         /// Dead letters; alerts among them only with `--lane alert`
-        #[arg(long, required_unless_present = "lane")]
+        #[arg(long)]
         dead: bool,
         /// In this lane; may be given several times. Without `--dead`: all that waits there
         #[arg(long)]
@@ -86,16 +87,36 @@ pub(super) async fn run(args: &Args, out: impl Write) -> Result<(), Failure> {
         _ => Aim::Look,
     };
     let mut out = Output { out: BufWriter::new(out), closed: false };
+    let ended = ended()?;
     let work = async {
         let mut source = Source::find(&loaded.config, aim).await?;
         act(args, &mut source, &mut out).await
     };
-    // What was copied is removed on the way out.
+    // What was copied is removed on the way out, so that no signal may end the process while there is a copy.
     tokio::select! {
+        biased;
+        () = ended => return Err(Failure::new(exit::UNAVAILABLE, "interrupted")),
         done = work => done?,
-        _ = tokio::signal::ctrl_c() => return Err(Failure::new(exit::UNAVAILABLE, "interrupted")),
     }
     out.flush()
+}
+
+/// Waits for a signal that asks the process to end; from this call on none of them does so by itself.
+fn ended() -> Result<impl Future<Output = ()>, Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let install = |kind| {
+        signal(kind).map_err(|e| Failure::new(exit::UNAVAILABLE, format!("handle signals: {e}")))
+    };
+    let mut terminate = install(SignalKind::terminate())?;
+    let mut interrupt = install(SignalKind::interrupt())?;
+    let mut hangup = install(SignalKind::hangup())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    })
 }
 
 async fn act(
@@ -124,11 +145,14 @@ async fn act(
             .await
         }
         Action::Export(filter) => {
+            let mut left_out = LeftOut::default();
             each_page(source, filter, true, |entries| {
-                out.write(&entries.iter().filter_map(print::event).collect::<String>())?;
+                out.write(&left_out.lines(&entries))?;
                 Ok(!out.closed)
             })
-            .await
+            .await?;
+            out.flush()?;
+            left_out.told()
         }
         Action::Show { id } => {
             let entries = named(source, id).await?;
@@ -148,6 +172,48 @@ async fn act(
             }
             purge(Destroy { dead: *dead, lanes }, *yes, args.json, source, out).await
         }
+    }
+}
+
+/// Events that an export could not write.
+#[derive(Debug, Default)]
+struct LeftOut {
+    count: u64,
+    /// The id of the first.
+    first: String,
+}
+
+impl LeftOut {
+    /// The entries as they are exported, a line each; counts those that cannot be.
+    fn lines(&mut self, entries: &[Entry]) -> String {
+        let mut lines = String::new();
+        for entry in entries {
+            match print::event(entry) {
+                Some(line) => lines.push_str(&line),
+                None => {
+                    if self.count == 0 {
+                        self.first.clone_from(&entry.id);
+                    }
+                    self.count += 1;
+                }
+            }
+        }
+        lines
+    }
+
+    /// # Errors
+    /// 74: something was left out.
+    fn told(self) -> Result<(), Failure> {
+        let Self { count, first } = self;
+        if count == 0 {
+            return Ok(());
+        }
+        let events = print::count(count, "event");
+        let message = format!(
+            "{events} left out (the first: `{first}`), since what came of them is no CloudEvent; all others \
+             are exported: `hark outbox list` shows them"
+        );
+        Err(Failure::new(exit::IO, message))
     }
 }
 
@@ -268,5 +334,31 @@ impl<W: Write> Output<W> {
                 .map_err(|e| Failure::new(exit::IO, format!("write to standard output: {e}")))?,
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_export_leaves_out_is_counted_and_told() {
+        let entry = |id: &str, event: serde_json::Value| {
+            let entry = serde_json::json!({
+                "id": id, "source": "/s", "type": "t", "lane": "alert", "position": 1, "sequence": "1",
+                "time": null, "accepted": "", "bytes": 1, "state": "waiting", "event": event,
+            });
+            serde_json::from_str::<Entry>(&entry.to_string()).unwrap()
+        };
+        let sound = |id: &str| serde_json::json!({ "specversion": "1.0", "id": id, "source": "/s", "type": "t" });
+        let mut left_out = LeftOut::default();
+        let lines = left_out.lines(&[entry("a", sound("a")), entry("b", sound("b"))]);
+        assert_eq!(lines.lines().count(), 2);
+        assert!(LeftOut::default().told().is_ok());
+        let lines = left_out.lines(&[entry("c", "no event".into()), entry("d", sound("d"))]);
+        assert_eq!(lines.lines().count(), 1);
+        left_out.lines(&[entry("e", serde_json::Value::Null)]);
+        let failure = left_out.told().unwrap_err().to_string();
+        assert!(failure.contains("2 events") && failure.contains("`c`"), "{failure}");
     }
 }

@@ -3,13 +3,15 @@
 //! Looking changes nothing: sled writes whenever it opens a store, so the files are copied to a directory
 //! of their own, and the copy is opened, salvaged where it is damaged, and removed. No lock is held
 //! meanwhile, so that an agent can start at any time; a copy that was made while one did is refused.
-//! Changing opens the store itself, under its lock.
+//! Changing opens the store itself, under its lock. What that makes is given to the owner of the directory: a
+//! service that is not root could not open it else.
 //!
 //! A directory without an outbox is an error and stays as it is: nothing is made here.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::SystemTime;
@@ -53,6 +55,11 @@ pub enum OfflineError {
         /// Where the copy would have been made.
         scratch: PathBuf,
     },
+    /// What changing makes could not be given to who is to open it next.
+    #[error(
+        "{0} belongs to another user, who could not open what this would make there: run it as that user or as root"
+    )]
+    Foreign(PathBuf),
     /// A file cannot be read or the copy not be written.
     #[error("{action} {path}: {cause}")]
     File {
@@ -74,6 +81,8 @@ pub struct Offline {
     admin: Admin,
     stop: watch::Sender<bool>,
     writer: Option<JoinHandle<()>>,
+    /// What may be changed, in contrast to a copy.
+    changed: Option<PathBuf>,
     // Dropped last: the writer has closed the files by then.
     _copy: Option<Scratch>,
 }
@@ -112,8 +121,13 @@ impl Offline {
         rng: Rng,
     ) -> Result<Self, OfflineError> {
         check(path)?;
+        may_give_away(path)?;
         let outbox = outbox_open::open(path, clock)?.with_chronicle(Chronicle { maker, rng });
-        Self::serve(outbox, None, path, max_size, clock)
+        // At once as well: what ends this process must not leave the device without its outbox.
+        give_to_owner(path)?;
+        let mut offline = Self::serve(outbox, None, path, max_size, clock)?;
+        offline.changed = Some(path.to_owned());
+        Ok(offline)
     }
 
     fn serve(
@@ -137,7 +151,7 @@ impl Offline {
             cause,
         })?;
         let admin = Admin::new(handle, path.to_owned(), max_size, None);
-        Ok(Self { admin, stop, writer: Some(writer), _copy: copy })
+        Ok(Self { admin, stop, writer: Some(writer), changed: None, _copy: copy })
     }
 
     /// What can be done with it.
@@ -151,6 +165,9 @@ impl Drop for Offline {
         self.stop.send_replace(true);
         // A panic of the writer has been logged.
         let _ = self.writer.take().map(JoinHandle::join);
+        if let Some(Err(error)) = self.changed.as_deref().map(give_to_owner) {
+            tracing::error!("{error}");
+        }
     }
 }
 
@@ -175,6 +192,58 @@ fn check(path: &Path) -> Result<(), OfflineError> {
         Err(TryLockError::WouldBlock) => Err(OfflineError::InUse(path.to_owned())),
         _ => Ok(()),
     }
+}
+
+/// Whether this process may give files to the owner of the directory: it is that owner, or root.
+fn may_give_away(path: &Path) -> Result<(), OfflineError> {
+    let directory = open_directory(path)?;
+    let same = directory.metadata().and_then(|meta| fchown(&directory, Some(meta.uid()), None));
+    match same {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(OfflineError::Foreign(path.to_owned()))
+        }
+        // What else is wrong with the disk, opening the outbox says better.
+        _ => Ok(()),
+    }
+}
+
+/// Gives what belongs to others below the directory to its owner.
+fn give_to_owner(path: &Path) -> Result<(), OfflineError> {
+    let directory = open_directory(path)?;
+    let given = directory.metadata().and_then(|meta| give_below(&directory, &meta));
+    let action = "give what was made to the owner of";
+    given.map_err(|cause| OfflineError::File { action, path: path.to_owned(), cause })
+}
+
+/// By descriptors and without following a link: the owner of the directory, who is less than root, may lay
+/// links there and change names at any moment.
+fn give_below(directory: &File, owner: &fs::Metadata) -> io::Result<()> {
+    let here = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    for entry in fs::read_dir(&here)? {
+        let mut options = File::options();
+        options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let file = match options.open(here.join(entry?.file_name())) {
+            Ok(file) => file,
+            // sled's threads remove files; a link or a socket is none of ours.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ELOOP | libc::ENXIO)) => continue,
+            Err(e) => return Err(e),
+        };
+        let meta = file.metadata()?;
+        if meta.is_dir() {
+            give_below(&file, owner)?;
+        }
+        let ours = meta.is_dir() || meta.is_file() && meta.nlink() == 1;
+        if ours && meta.uid() != owner.uid() {
+            fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+        }
+    }
+    Ok(())
+}
+
+fn open_directory(path: &Path) -> Result<File, OfflineError> {
+    let failed = |cause| OfflineError::File { action: "open", path: path.to_owned(), cause };
+    File::open(path).map_err(failed)
 }
 
 /// What changes when somebody writes to the store.
@@ -230,7 +299,11 @@ fn make_private(path: &Path) -> Result<(), OfflineError> {
 
 /// Bytes of the files that are copied; with `into` they are.
 fn walk(from: &Path, into: Option<&Path>) -> Result<u64, OfflineError> {
-    let failed = |cause| OfflineError::File { action: "copy", path: from.to_owned(), cause };
+    let failed = |cause: io::Error| match cause.kind() {
+        // It was there a moment ago: sled, or a salvage, has removed it.
+        io::ErrorKind::NotFound => OfflineError::Changed(from.to_owned()),
+        _ => OfflineError::File { action: "copy", path: from.to_owned(), cause },
+    };
     let mut bytes = 0;
     for entry in fs::read_dir(from).map_err(failed)? {
         let entry = entry.map_err(failed)?;
@@ -253,4 +326,20 @@ fn walk(from: &Path, into: Option<&Path>) -> Result<u64, OfflineError> {
         }
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_vanishes_while_it_is_copied_means_that_an_agent_works_there() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("db"), "log").unwrap();
+        assert_eq!(walk(root.path(), None).unwrap(), 3);
+        // A name that is read and leads nowhere.
+        std::os::unix::fs::symlink("gone", root.path().join("snap.1")).unwrap();
+        let error = walk(root.path(), None).unwrap_err();
+        assert!(matches!(error, OfflineError::Changed(_)), "{error}");
+    }
 }
