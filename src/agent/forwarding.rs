@@ -1,5 +1,8 @@
 //! Joins forwarder, outbox and uplink session: one task, started anew as a whole if it fails.
 
+mod faults;
+mod plan;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,22 +12,21 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use super::alarming::{AlarmHandle, Settle};
 use super::{BUDGET, Happening, Reporter};
 use crate::alarm::Actor;
-use crate::cli::{Failure, VERSION, exit};
 use crate::clock::{Clock, Rng};
-use crate::config;
 use crate::downlink;
 use crate::driver::outbox_admin::{AskUnderWay, UnderWay};
 use crate::driver::outbox_writer::OutboxHandle;
-use crate::driver::{host, net, uplink as driver};
+use crate::driver::uplink as driver;
 use crate::event::Lane;
 use crate::forwarder::{
     Confirm, Fate, Flight, Forwarder, Mode, Overdue, Rules, Wanted, events_topic,
 };
 use crate::outbox::{Levels, OutboxError, Position, Record};
 use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
-use crate::uplink::{
-    Counters, Credentials, Notice, Outgoing, Presence, Protocol, Received, Settings, Version,
-};
+use crate::uplink::{Counters, Notice, Outgoing, Received, Version};
+pub(super) use faults::{Change, report};
+use faults::{Faults, refused_part};
+pub(super) use plan::{Plan, plan};
 
 /// Notices of the session that wait for the forwarder at most.
 const NOTICES: usize = 256;
@@ -46,100 +48,8 @@ const DEAD_LETTER: &str = "dead-letter";
 /// Failed attempts to connect after which the path counts as a fault.
 const ATTEMPTS_BEFORE_FAULT: u32 = 3;
 
-/// What the uplink needs, checked.
-#[derive(Debug, Clone)]
-pub(super) struct Plan {
-    device: String,
-    driver: driver::Config,
-    rules: Rules,
-}
-
 /// The part that is at fault while no command can come.
 const COMMANDS: &str = "commands";
-impl Plan {
-    /// The part that says how to get to the broker and who we are there.
-    pub(super) fn into_driver(self) -> driver::Config {
-        self.driver
-    }
-}
-
-/// Checks the settings and reads the password.
-///
-/// # Errors
-/// 78, naming the key.
-pub(super) fn plan(config: &config::Config, device: &str) -> Result<Plan, Failure> {
-    let (rules, commands) = (rules(config), config.commands.enabled);
-    let config = &config.uplink;
-    let wrong = |key: &str, e: &dyn std::fmt::Display| {
-        Failure::new(exit::CONFIG, format!("uplink.{key}: {e}"))
-    };
-    let url = config.url.parse().map_err(|e: net::UrlError| wrong("url", &e))?;
-    let fallbacks = config.fallback_urls.iter().map(|url| url.parse());
-    let fallbacks =
-        fallbacks.collect::<Result<_, net::UrlError>>().map_err(|e| wrong("fallback_urls", &e))?;
-    let proxy = config.proxy.as_deref().map(str::parse).transpose();
-    let transport = net::Settings {
-        tls: net::TlsFiles {
-            ca_file: config.ca_file.clone(),
-            cert_file: config.cert_file.clone(),
-            key_file: config.key_file.clone(),
-            crl_file: config.crl_file.clone(),
-            alpn: config.alpn.clone(),
-        },
-        proxy: proxy.map_err(|e: net::ProxyUrlError| wrong("proxy", &e))?,
-        proxy_password_file: config.proxy_password_file.clone(),
-    };
-    let password = match &config.password_file {
-        None => Vec::new(),
-        Some(file) => host::read_secret(file).map_err(|e| wrong("password_file", &e))?,
-    };
-    let said_by_us = |state: &str| {
-        serde_json::json!({
-            "state": state,
-            "version": VERSION,
-            "boot_id": host::boot_id(),
-        })
-        .to_string()
-        .into()
-    };
-    let presence = Presence {
-        topic: format!("hark/{device}/presence").into(),
-        birth: said_by_us("online"),
-        will: said_by_us("offline"),
-    };
-    let mut settings = Settings::new(device, presence);
-    settings.protocol = match config.protocol {
-        config::Protocol::Auto => Protocol::Auto,
-        config::Protocol::V5 => Protocol::V5,
-        config::Protocol::V311 => Protocol::V311,
-    };
-    settings.keepalive = config.keepalive;
-    settings.window = config.window;
-    settings.credentials = (!config.username.is_empty())
-        .then(|| Credentials { username: config.username.clone(), password });
-    if rules.confirm.contains(&Confirm::Receipt) {
-        settings.subscriptions.push(downlink::receipts_topic(device));
-    }
-    if commands {
-        settings.subscriptions.push(downlink::commands_topic(device));
-    }
-    settings.validate().map_err(|e| wrong("", &e))?;
-    let mut driver = driver::Config::new(url, settings);
-    driver.fallbacks = fallbacks;
-    driver.transport = transport;
-    driver.password_file.clone_from(&config.password_file);
-    driver.check().map_err(|e| wrong(e.key, &e.problem))?;
-    Ok(Plan { device: device.to_owned(), driver, rules })
-}
-
-fn rules(config: &config::Config) -> Rules {
-    let confirm = |wanted| if wanted { Confirm::Receipt } else { Confirm::Broker };
-    Rules {
-        confirm: config.receipts.map(|lane| confirm(lane.wanted)),
-        receipt_timeout: config.receipts.map(|lane| lane.timeout),
-        mode: if config.uplink.binary { Mode::Binary } else { Mode::Structured },
-    }
-}
 
 /// Starts the task. The receiver says whether there is a session with the broker; the sender is for
 /// questions about what is under way.
@@ -207,40 +117,6 @@ async fn forward(
     let (session, pump, ()) = tokio::join!(session, pump.run(outgoing, notices, settled), report);
     session.map_err(|e| e.to_string())?;
     pump
-}
-
-/// Which faults of the uplink stand, so that each is raised once.
-#[derive(Debug, Default)]
-struct Faults {
-    /// Records of the lane are refused. Index: [`Lane::index`].
-    refused: [bool; 3],
-    /// No receipts come.
-    receipt: bool,
-    /// Nobody subscribes to the alerts.
-    subscriber: bool,
-    /// Another device seems to have our client id.
-    contested: bool,
-    /// There is no session for several attempts already.
-    down: bool,
-    /// When the session at hand has held long enough to end that suspicion.
-    steady: Option<Instant>,
-    /// An alert is a dead letter.
-    dead: bool,
-    /// When such alerts were offered again last.
-    offered_dead: Option<Instant>,
-}
-
-/// A part, and its problem if it has one.
-pub(super) type Change = (&'static str, Option<String>);
-
-/// Raises and clears faults in the order in which they were told, until nobody can tell any more.
-pub(super) async fn report(reporter: Reporter, mut changes: mpsc::Receiver<Change>) {
-    while let Some((part, problem)) = changes.recv().await {
-        match problem {
-            Some(problem) => reporter.raise(part, &problem).await,
-            None => reporter.clear(part).await,
-        }
-    }
 }
 
 /// A page that was wanted, and what came of it.
@@ -675,14 +551,5 @@ impl Pump {
         };
         tracing::info!("uplink: {line}");
         self.reporter.happened(Happening::Uplink(line));
-    }
-}
-
-/// The part that is at fault while records of a lane are refused.
-fn refused_part(lane: Lane) -> &'static str {
-    match lane {
-        Lane::Alert => "uplink.refused.alert",
-        Lane::Status => "uplink.refused.status",
-        Lane::Telemetry => "uplink.refused.telemetry",
     }
 }
