@@ -328,6 +328,17 @@ fn what_salvage_brings_back_goes_out_at_once_and_nothing_under_way_goes_twice() 
 }
 
 #[test]
+fn a_page_from_before_the_outbox_was_opened_anew_is_not_taken() {
+    let mut bench = Bench::new(&[]);
+    bench.slow = true;
+    bench.append(Lane::Alert, 2);
+    bench.stored.splice(0..0, [record(Lane::Alert, 1)]);
+    bench.forwarder.rewind();
+    while bench.answer() {}
+    assert_eq!(bench.ids(), ["alert-1", "alert-2"]);
+}
+
+#[test]
 fn a_record_read_again_for_its_receipt_is_not_read_twice_after_a_rewind() {
     let mut bench = Bench::with(receipts(), &[(Lane::Alert, 1)]);
     let (token, _) = bench.next().unwrap();
