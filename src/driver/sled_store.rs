@@ -30,6 +30,8 @@
 //!
 //! Blocking: `commit` waits for the device. Absent: a time limit on that wait.
 
+mod places;
+
 use std::cell::Cell;
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -41,6 +43,7 @@ use std::time::Duration;
 use super::marks::Marks;
 use super::sys;
 use crate::outbox::{Batch, Pair, Store, StoreError};
+use places::Places;
 
 /// Bytes of a segment of sled's log. Fixed for the life of a store.
 pub(super) const SEGMENT_BYTES: usize = 512 * 1024;
@@ -159,6 +162,7 @@ pub struct SledStore {
     db: sled::Db,
     path: PathBuf,
     marks: Option<Marks>,
+    places: Places,
     /// Set by a write that failed for want of room.
     full: Cell<Option<io::ErrorKind>>,
     /// What its files may take, if anybody said, and what was written since they were looked at.
@@ -198,7 +202,10 @@ impl SledStore {
         let db = open_sled(&directory)?;
         let (path, full) = (directory.clone(), Cell::new(None));
         let (max_size, unlooked) = (None, 0);
-        let mut store = Self { db, path, marks, full, max_size, unlooked, locked: locked.clone() };
+        let (places, locked) = (Places::default(), locked.clone());
+        let mut store = Self { db, path, marks, places, full, max_size, unlooked, locked };
+        let places = store.guarded("read outbox in", Places::find);
+        store.places = places.map_err(|StoreError(cause)| OpenError::Engine { cause })?;
         sync_file(&directory.join("conf"))?;
         sync_directory(&directory)?;
         sync_directory(root)?;
@@ -296,13 +303,7 @@ impl SledStore {
 
 impl Store for SledStore {
     fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
-        let mut changes = sled::Batch::default();
-        for (key, change) in batch.changes() {
-            match change {
-                Some(value) => changes.insert(key, value),
-                None => changes.remove(key),
-            }
-        }
+        let changes = self.places.stage(batch);
         self.guarded("write outbox in", |db| {
             db.apply_batch(changes)?;
             db.flush().map(drop)
@@ -315,12 +316,15 @@ impl Store for SledStore {
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        self.guarded("read outbox in", |db| Ok(db.get(key)?.map(|value| value.to_vec())))
+        self.guarded("read outbox in", |db| {
+            Ok(db.get(key)?.filter(is_value).map(|value| value.to_vec()))
+        })
     }
 
     fn peek(&self, key: &[u8], bytes: usize) -> Result<Option<Vec<u8>>, StoreError> {
         self.guarded("read outbox in", |db| {
-            Ok(db.get(key)?.map(|value| value[..value.len().min(bytes)].to_vec()))
+            let value = db.get(key)?.filter(is_value);
+            Ok(value.map(|value| value[..value.len().min(bytes)].to_vec()))
         })
     }
 
@@ -329,7 +333,11 @@ impl Store for SledStore {
             return Ok(Vec::new());
         }
         self.guarded("read outbox in", |db| {
-            let pairs = db.range(from..to).take(limit);
+            // An error counts as well, so that it is met.
+            let pairs = db
+                .range(from..to)
+                .filter(|pair| pair.as_ref().map_or(true, |(_, value)| is_value(value)));
+            let pairs = pairs.take(limit);
             pairs.map(|pair| pair.map(|(key, value)| (key.to_vec(), value.to_vec()))).collect()
         })
     }
@@ -340,6 +348,11 @@ impl Drop for SledStore {
         // Whatever the answer: the copy is of use without its sync as well.
         let _ = self.marks.as_ref().map(Marks::sync);
     }
+}
+
+/// A [place](places) has none.
+fn is_value(value: &sled::IVec) -> bool {
+    !value.is_empty()
 }
 
 fn open_sled(directory: &Path) -> Result<sled::Db, OpenError> {

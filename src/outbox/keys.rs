@@ -135,6 +135,11 @@ pub fn parse_part(key: &[u8]) -> Option<(Position, u8)> {
     (key[0] == RECORD).then_some((Position(position), key[10]))
 }
 
+/// The lane of a record's key.
+pub fn lane_of(key: &[u8]) -> Option<Lane> {
+    Lane::ALL.into_iter().find(|lane| key.starts_with(&[RECORD, lane_byte(*lane)]))
+}
+
 /// Cuts a frame into the values of its parts, in order; `None` if it takes more than 255.
 pub fn split(lane: Lane, position: Position, frame: &[u8]) -> Option<Vec<Vec<u8>>> {
     let length = u32::try_from(frame.len()).ok()?;

@@ -40,7 +40,7 @@ impl Batch {
 
 /// An ordered map from bytes to bytes with an atomic, durable write.
 ///
-/// Keys are under 1.1 KiB and values under 4 KiB (see [`super::keys`]); one writer at a time.
+/// Keys are under 1.1 KiB, values under 4 KiB (see [`super::keys`]) and never empty; one writer at a time.
 pub trait Store {
     /// Makes all changes or none, and returns only once they are on stable storage: a sync that
     /// the device has answered, for every byte of the batch.
