@@ -235,6 +235,19 @@ impl Parts {
     }
 }
 
+/// SIGTERM, SIGINT and SIGHUP, none of which ends the process by itself from now on.
+pub(crate) fn end_signals() -> Result<[tokio::signal::unix::Signal; 3], Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let install = |kind| {
+        signal(kind).map_err(|e| Failure::new(exit::UNAVAILABLE, format!("handle signals: {e}")))
+    };
+    Ok([
+        install(SignalKind::terminate())?,
+        install(SignalKind::interrupt())?,
+        install(SignalKind::hangup())?,
+    ])
+}
+
 /// A future that ends with SIGTERM or SIGINT and says which.
 ///
 /// # Errors
@@ -243,13 +256,7 @@ impl Parts {
 /// # Panics
 /// Outside a tokio runtime.
 pub fn signals() -> Result<impl Future<Output = &'static str>, Failure> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let install = |kind| {
-        signal(kind).map_err(|e| Failure::new(exit::UNAVAILABLE, format!("handle signals: {e}")))
-    };
-    let mut terminate = install(SignalKind::terminate())?;
-    let mut interrupt = install(SignalKind::interrupt())?;
-    let mut hangup = install(SignalKind::hangup())?;
+    let [mut terminate, mut interrupt, mut hangup] = end_signals()?;
     Ok(async move {
         loop {
             tokio::select! {

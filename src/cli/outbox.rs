@@ -10,6 +10,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
 use super::{Failure, config, exit};
+use crate::agent::end_signals;
 use crate::driver::outbox_admin::{Destroy, Entry, Query, Requeue, State};
 use crate::event::Lane;
 use source::{Aim, Source};
@@ -87,7 +88,14 @@ pub(super) async fn run(args: &Args, out: impl Write) -> Result<(), Failure> {
         _ => Aim::Look,
     };
     let mut out = Output { out: BufWriter::new(out), closed: false };
-    let ended = ended()?;
+    let [mut terminate, mut interrupt, mut hangup] = end_signals()?;
+    let ended = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    };
     let work = async {
         let mut source = Source::find(&loaded.config, aim).await?;
         act(args, &mut source, &mut out).await
@@ -99,24 +107,6 @@ pub(super) async fn run(args: &Args, out: impl Write) -> Result<(), Failure> {
         done = work => done?,
     }
     out.flush()
-}
-
-/// Waits for a signal that asks the process to end; from this call on none of them does so by itself.
-fn ended() -> Result<impl Future<Output = ()>, Failure> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let install = |kind| {
-        signal(kind).map_err(|e| Failure::new(exit::UNAVAILABLE, format!("handle signals: {e}")))
-    };
-    let mut terminate = install(SignalKind::terminate())?;
-    let mut interrupt = install(SignalKind::interrupt())?;
-    let mut hangup = install(SignalKind::hangup())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hangup.recv() => {}
-        }
-    })
 }
 
 async fn act(
