@@ -230,14 +230,17 @@ struct Faults {
 }
 
 /// A part, and its problem if it has one.
-pub(super) type Change = (&'static str, Option<String>);
+pub(super) type Change<Part = &'static str> = (Part, Option<String>);
 
 /// Raises and clears faults in the order in which they were told, until nobody can tell any more.
-pub(super) async fn report(reporter: Reporter, mut changes: mpsc::Receiver<Change>) {
+pub(super) async fn report<Part: AsRef<str>>(
+    reporter: Reporter,
+    mut changes: mpsc::Receiver<Change<Part>>,
+) {
     while let Some((part, problem)) = changes.recv().await {
         match problem {
-            Some(problem) => reporter.raise(part, &problem).await,
-            None => reporter.clear(part).await,
+            Some(problem) => reporter.raise(part.as_ref(), &problem).await,
+            None => reporter.clear(part.as_ref()).await,
         }
     }
 }
