@@ -450,16 +450,17 @@ impl Task {
         let Some(schedule) = self.schedule else { return Ok(()) };
         let now = self.time.now();
         let local = local(&self.zone, now);
-        if now.wall.state != ClockState::Synced || !schedule.is_due(local, self.last_test) {
+        let due = schedule.due(local, self.last_test);
+        let Some(day) = due.filter(|_| now.wall.state == ClockState::Synced) else {
             return Ok(());
-        }
+        };
         let trigger = Trigger::new(Kind::Schedule, None, "scheduled test");
         let input = Input::Trigger(Trigger { test: true, ..trigger });
-        let bytes = local.day.to_be_bytes().to_vec();
+        let bytes = day.to_be_bytes().to_vec();
         let memos = vec![Memo { name: SCHEDULE_MEMO, bytes }];
         let step = self.step(Vec::new(), memos, |alarms, now, rng| alarms.handle(input, now, rng));
         match step.await? {
-            (None, _) => self.last_test = Some(local.day),
+            (None, _) => self.last_test = Some(day),
             (Some(refusal), _) => tracing::warn!("the scheduled test alarm waits: {refusal}"),
         }
         Ok(())
