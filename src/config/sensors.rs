@@ -229,9 +229,19 @@ const NATIVE: &[Native] = &[
     native("microphone", "", "noise", "dB", 1.0),
 ];
 
+/// What a chip says of itself beside its values (`temp1_fault`, `intrusion0_alarm`): 0 or 1, whatever it is about.
+const FLAG: Native = native("hwmon", "", "alarm", "1", 1.0);
+
 fn native_of(driver: &str, path: &Path) -> Option<&'static Native> {
     let file = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-    NATIVE.iter().find(|n| n.driver == driver && file.starts_with(n.prefix))
+    // The names of IIO go on behind the kind; those of hwmon are the kind and a number.
+    let kind = file.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
+    let is_flag = file.ends_with("_alarm") || file.ends_with("_fault");
+    match driver {
+        "hwmon" if is_flag => Some(&FLAG),
+        "hwmon" => NATIVE.iter().find(|n| n.driver == driver && n.prefix == kind),
+        _ => NATIVE.iter().find(|n| n.driver == driver && file.starts_with(n.prefix)),
+    }
 }
 
 /// Reads every `[[sensor]]` of the document.
