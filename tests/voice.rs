@@ -223,7 +223,7 @@ fn recogniser_that_is_asked_for_and_absent_is_an_error_and_auto_does_without_but
     let auto = detect("auto");
     assert!(auto.status.success() && auto.stdout.starts_with(b"/"), "{auto:?}");
     let told = String::from_utf8_lossy(&auto.stderr);
-    assert!(told.contains("nothing is confirmed: recogniser ./models"), "{told}");
+    assert!(told.contains("nothing is confirmed: recogniser models/moonshine"), "{told}");
 }
 
 #[test]
