@@ -57,8 +57,13 @@ pub struct Sensor {
 /// Where readings come from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
-    /// A file of the industrial I/O subsystem, or its name up to `_input` or `_raw`.
-    Iio(PathBuf),
+    /// A channel of the industrial I/O subsystem.
+    Iio {
+        /// Its file, or the name up to `_input` or `_raw`.
+        path: PathBuf,
+        /// By whose name the device fills its buffer, where it is read from there.
+        trigger: Option<String>,
+    },
     /// A file of a hardware monitor.
     Hwmon(PathBuf),
     /// A thermal zone, or its file `temp`.
@@ -369,7 +374,20 @@ fn source(
     };
     let mut native = known.map(|native| (native.unit, native.scale));
     let source = match driver {
-        "iio" => Source::Iio(path),
+        "iio" => {
+            let is_input = path.to_string_lossy().ends_with("_input");
+            let read = |text: &str| match text {
+                "" => Ok(None),
+                _ if is_input => {
+                    Err("is set, but a buffer holds no _input: leave that away in path".to_owned())
+                }
+                name => Ok(Some(name.to_owned())),
+            };
+            let trigger = section.checked("trigger", None, read, |name: &Option<String>| {
+                reader::quoted(name.as_deref().unwrap_or_default())
+            });
+            Source::Iio { path, trigger }
+        }
         "hwmon" => Source::Hwmon(path),
         "thermal" => Source::Thermal(path),
         "power-supply" if quantity == "charge" => {

@@ -232,7 +232,8 @@ const SENSOR: &str = "[[sensor]]\nname = \"bedroom\"\ndriver = \"iio\"\npath = \
 #[test]
 fn a_sensor_is_read_with_all_that_belongs_to_it() {
     let sensor = config(SENSOR).sensors.remove(0);
-    assert_eq!(sensor.source, Source::Iio("/sys/x/in_temp_input".into()));
+    let path = "/sys/x/in_temp_input".into();
+    assert_eq!(sensor.source, Source::Iio { path, trigger: None });
     assert_eq!(
         (sensor.quantity.as_str(), sensor.scale, sensor.offset),
         ("temperature", 1e-3, -0.5)
