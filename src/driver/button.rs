@@ -237,15 +237,20 @@ async fn once_there<T: std::os::fd::AsRawFd>(
     }
 }
 
+/// The crate's own function for one event reads up to eight and gives back the first.
 fn read_gpio(request: &gpiocdev::Request, anchor: Anchor) -> io::Result<Option<Vec<Level>>> {
-    let mut levels = Vec::new();
-    while levels.len() < EVENTS && request.has_edge_event().map_err(io::Error::other)? {
-        let event = request.read_edge_event().map_err(io::Error::other)?;
-        let pressed = event.kind == EdgeKind::Rising;
-        levels
-            .push(Level { pressed, at: anchor.instant(Duration::from_nanos(event.timestamp_ns)) });
+    if !request.has_edge_event().map_err(io::Error::other)? {
+        return Ok(None);
     }
-    Ok((!levels.is_empty()).then_some(levels))
+    let size = request.edge_event_u64_size();
+    let mut words = vec![0; EVENTS * size];
+    let count = request.read_edge_events_into_slice(&mut words).map_err(io::Error::other)?;
+    let level = |event: &[u64]| {
+        let event = request.edge_event_from_slice(event).map_err(io::Error::other)?;
+        let at = anchor.instant(Duration::from_nanos(event.timestamp_ns));
+        Ok(Level { pressed: event.kind == EdgeKind::Rising, at })
+    };
+    words[..count].chunks_exact(size).map(level).collect::<io::Result<_>>().map(Some)
 }
 
 /// One key of an input device.
