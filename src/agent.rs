@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, watch};
+use tokio::time::MissedTickBehavior;
 
 use crate::cli::{Failure, VERSION, exit};
 use crate::clock::{Clock, Rng};
@@ -41,6 +42,7 @@ use crate::driver::{host, ingest, ops, outbox_open, outbox_writer, sled_store::S
 use crate::event::{Lane, catalogue::Maker, catalogue::Occurrence};
 use crate::outbox::{Chronicle, Limits, Outbox};
 use crate::sensor::button::Press;
+use crate::status::Status;
 use crate::supervisor::{Budget, Report, Stage, Supervisor};
 
 pub use activity::{Activity, activity_file};
@@ -484,11 +486,15 @@ fn start_ops(supervisor: &mut Supervisor, address: SocketAddr, board: &Board, re
 /// Sends a heartbeat now and then, for ever.
 async fn beat(interval: Duration, board: &Board, reporter: &Reporter) -> Infallible {
     let mut heart = tokio::time::interval(interval);
+    // Behind a hang or a sleep of the machine one says it all.
+    heart.set_missed_tick_behavior(MissedTickBehavior::Skip);
     // The first tick is at once, and what begins is told by `device.session.started`.
     heart.tick().await;
     loop {
         heart.tick().await;
-        let heartbeat = Occurrence::Heartbeat { health: board.status().to_value() };
+        // An alarm has events of its own.
+        let health = Status { alarm: None, ..board.status() }.to_value();
+        let heartbeat = Occurrence::Heartbeat { health };
         if let Err(error) = reporter.report(&heartbeat).await {
             tracing::error!("a heartbeat is not recorded: {error}");
         }

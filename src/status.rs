@@ -40,6 +40,9 @@ pub struct Status {
     pub uplink: Uplink,
     /// What is stored.
     pub outbox: Outbox,
+    /// The alarm that is open: the real one before a test. Absent while there is none, and in heartbeats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alarm: Option<Alarm>,
     /// Parts at fault, by name.
     pub faults: Vec<Fault>,
 }
@@ -98,6 +101,21 @@ impl Outbox {
     }
 }
 
+/// An alarm that is open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Alarm {
+    /// Its id, the `subject` of its events.
+    pub id: String,
+    /// `pending`, `raised` or `acknowledged`.
+    pub state: &'static str,
+    /// When it was opened, RFC 3339.
+    pub since: String,
+    /// Who is being called; `None` while nobody is.
+    pub contact: Option<String>,
+    /// It is only a test.
+    pub testalarm: bool,
+}
+
 /// A part that no longer does its work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Fault {
@@ -135,6 +153,7 @@ impl Status {
             audio: Some(Audio { level_dbfs: Some(-41.5), ..Audio::default() }),
             uplink: Uplink::default(),
             outbox: Outbox { waiting: Outbox::by_lane([1, 2, 3]), ..Outbox::default() },
+            alarm: None,
             faults: vec![Fault {
                 part: "a \"b\"\n\\".to_owned(),
                 problem: "x".to_owned(),

@@ -98,6 +98,39 @@ fn a_heartbeat_tells_how_the_device_is() {
 }
 
 #[test]
+fn hark_status_shows_an_open_alarm_and_whom_it_calls_and_heartbeats_leave_that_to_its_events() {
+    let broker = Mosquitto::start();
+    let subscriber = Subscriber::start(broker.port(), "hark/test/events/status");
+    let device = Device::new(&broker.url(), "none");
+    device.configure(
+        "[alarm]\ncancel_window = \"0s\"\nreceipt_timeout = \"1s\"\n\
+         [[alarm.contact]]\nname = \"Anna\"\ntimeout = \"1h\"\nexec = [\"/bin/true\"]\n\
+         [[ingest.route]]\ntype = \"cry\"\nlane = \"alert\"\nalarm = true\n[signal]\ntone = \"none\"\n",
+    );
+    let agent = start(&device, free_port(), &[("HARK__OPS__HEARTBEAT_INTERVAL", "1s")]);
+    let status = |more: &[&str]| {
+        let output = hark().arg("status").arg("--socket").arg(device.socket()).args(more).output();
+        String::from_utf8(output.expect("run hark status").stdout).expect("text")
+    };
+    wait_until("it answers", || status(&["--json"]).starts_with('{'));
+    assert!(!status(&["--json"]).contains("\"alarm\":"));
+    device.post(r#"{"specversion":"1.0","id":"1","source":"/t","type":"cry"}"#).expect("accepted");
+    wait_until("Anna is being called", || status(&[]).contains(", calling Anna: "));
+    let json: serde_json::Value = serde_json::from_str(&status(&["--json"])).expect("JSON");
+    let alarm = &json["alarm"];
+    assert_eq!((&alarm["state"], &alarm["testalarm"]), (&"raised".into(), &false.into()));
+    assert!(alarm["since"].as_str().is_some_and(|at| at.ends_with('Z')), "{alarm}");
+    let beats = |all: &[support::mosquitto::Message]| {
+        let texts = all.iter().map(|m| String::from_utf8_lossy(&m.payload).into_owned());
+        texts.filter(|text| text.contains("device.heartbeat")).collect::<Vec<_>>()
+    };
+    let before = beats(&subscriber.messages()).len();
+    let all = subscriber.wait_for("the next heartbeat", |all| beats(all).len() > before);
+    assert!(beats(&all).iter().all(|beat| !beat.contains("\"alarm\":")), "{all:?}");
+    drop(agent);
+}
+
+#[test]
 fn hark_status_shows_the_running_agent_and_says_when_there_is_none() {
     let broker = Mosquitto::start();
     let device = Device::new(&broker.url(), "none");

@@ -198,7 +198,8 @@ fn cry_that_the_first_stage_doubts_is_the_recognisers_to_decide() {
 }
 
 #[test]
-fn recogniser_that_is_asked_for_and_absent_is_an_error_and_auto_does_without() {
+fn recogniser_that_is_asked_for_and_absent_is_an_error_and_auto_does_without_but_tells_of_a_damaged_one()
+ {
     let elsewhere = tempfile::tempdir().unwrap();
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(Model::NAME);
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sim/cry-for-help.flac");
@@ -214,6 +215,22 @@ fn recogniser_that_is_asked_for_and_absent_is_an_error_and_auto_does_without() {
     assert!(message.contains("scripts/fetch-models --recogniser"), "{message}");
     let auto = detect("auto");
     assert!(auto.status.success() && auto.stdout.starts_with(b"/"), "{auto:?}");
+    assert_eq!(String::from_utf8_lossy(&auto.stderr), "", "what is not installed is not missed");
+
+    let damaged = elsewhere.path().join("models").join(hark::driver::recogniser::NAME);
+    std::fs::create_dir_all(&damaged).unwrap();
+    std::fs::write(damaged.join("encoder_model.ort"), "half a fil").unwrap();
+    let auto = detect("auto");
+    assert!(auto.status.success() && auto.stdout.starts_with(b"/"), "{auto:?}");
+    let told = String::from_utf8_lossy(&auto.stderr);
+    assert!(told.contains("nothing is confirmed: recogniser models/moonshine"), "{told}");
+}
+
+#[test]
+fn the_configuration_offers_the_keyphrases_that_are_built_in() {
+    let built_in = hark::voice::Keyphrase::all_builtin();
+    let built_in: Vec<_> = built_in.iter().map(hark::voice::Keyphrase::text).collect();
+    assert_eq!(built_in, hark::config::BUILT_IN_KEYPHRASES);
 }
 
 #[test]

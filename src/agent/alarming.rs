@@ -22,7 +22,7 @@ use crate::alarm::{
     Actor, Alarms, Call, Contact, Input, Kind, Local, Now, Refusal, Request, Restored, Schedule,
     Settings, Signal, Told, Trigger,
 };
-use crate::clock::{Clock, ClockState, Rng, Zone};
+use crate::clock::{Clock, ClockState, Rng, WallTime, Zone};
 use crate::config;
 use crate::downlink::Command;
 use crate::driver::dialler::{self, Dial};
@@ -33,6 +33,7 @@ use crate::event::{Event, Lane};
 use crate::outbox::{Accepted, Memo, Outbox, Store};
 use crate::sensor::button::Press;
 use crate::sensor::inactivity::Away;
+use crate::status;
 use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
 use crate::uplink::Received;
 
@@ -209,7 +210,8 @@ pub(super) fn start(supervisor: &mut Supervisor, plan: Plan, wires: Wires) -> Al
     let handle = AlarmHandle { urgent, asks, reporter: wires.reporter.clone() };
     let dials = start_dialler(supervisor, &plan, &handle, wires.clock);
     let (alarms, problems) = Alarms::restore(plan.settings, &wires.boot, &plan.restored);
-    for (id, state, test) in alarms.open() {
+    for alarm in alarms.open() {
+        let (id, state, test) = (alarm.id, alarm.state, alarm.test);
         tracing::warn!(alarm = id, state, test, "an alarm is open from before");
     }
     let task = Task {
@@ -305,6 +307,7 @@ struct Task {
 impl Task {
     async fn run(&mut self, mut stop: Stop) -> Outcome {
         self.signal.send_replace(self.alarms.signal());
+        self.reporter.show_alarm(shown(&self.alarms));
         if !std::mem::replace(&mut self.resumed, true) {
             for problem in std::mem::take(&mut self.problems) {
                 self.reporter.raise(ALARM, &problem).await;
@@ -450,16 +453,17 @@ impl Task {
         let Some(schedule) = self.schedule else { return Ok(()) };
         let now = self.time.now();
         let local = local(&self.zone, now);
-        if now.wall.state != ClockState::Synced || !schedule.is_due(local, self.last_test) {
+        let due = schedule.due(local, self.last_test);
+        let Some(day) = due.filter(|_| now.wall.state == ClockState::Synced) else {
             return Ok(());
-        }
+        };
         let trigger = Trigger::new(Kind::Schedule, None, "scheduled test");
         let input = Input::Trigger(Trigger { test: true, ..trigger });
-        let bytes = local.day.to_be_bytes().to_vec();
+        let bytes = day.to_be_bytes().to_vec();
         let memos = vec![Memo { name: SCHEDULE_MEMO, bytes }];
         let step = self.step(Vec::new(), memos, |alarms, now, rng| alarms.handle(input, now, rng));
         match step.await? {
-            (None, _) => self.last_test = Some(local.day),
+            (None, _) => self.last_test = Some(day),
             (Some(refusal), _) => tracing::warn!("the scheduled test alarm waits: {refusal}"),
         }
         Ok(())
@@ -518,6 +522,7 @@ impl Task {
             _ => self.reporter.commit(events, memos).await?,
         };
         self.alarms = next;
+        self.reporter.show_alarm(shown(&self.alarms));
         self.signal.send_if_modified(|signal| {
             let now = self.alarms.signal();
             std::mem::replace(signal, now) != now
@@ -544,6 +549,19 @@ impl Task {
             }
         }
     }
+}
+
+/// The open alarm, as the status shows it.
+fn shown(alarms: &Alarms) -> Option<status::Alarm> {
+    let alarm = alarms.open().next()?;
+    let since = WallTime { unix_ms: alarm.opened_ms, state: ClockState::Unsynced };
+    Some(status::Alarm {
+        id: alarm.id.to_owned(),
+        state: alarm.state,
+        since: since.to_rfc3339(),
+        contact: alarm.contact.map(str::to_owned),
+        testalarm: alarm.test,
+    })
 }
 
 /// Somebody on the spot calls the pending alarm off.

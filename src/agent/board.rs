@@ -11,7 +11,7 @@ use crate::audio::NoiseFloor;
 use crate::clock::Clock;
 use crate::driver::{host, outbox_writer::OutboxHandle};
 use crate::outbox::Levels;
-use crate::status::{Audio, Fault, Outbox, Status, Uplink};
+use crate::status::{Alarm, Audio, Fault, Outbox, Status, Uplink};
 
 /// Cheap to clone; all clones are the same board.
 #[derive(Debug, Clone)]
@@ -33,6 +33,7 @@ struct Known {
     audio: Option<Audio>,
     floor: NoiseFloor,
     uplink: Uplink,
+    alarm: Option<Alarm>,
     /// Since when, and why.
     faults: BTreeMap<String, (Instant, String)>,
 }
@@ -56,6 +57,7 @@ impl Board {
                 audio: confirmer.map(ear),
                 floor: NoiseFloor::default(),
                 uplink: Uplink::default(),
+                alarm: None,
                 faults: BTreeMap::new(),
             }),
         }))
@@ -64,7 +66,7 @@ impl Board {
     /// Notes what happened.
     pub(super) fn note(&self, happening: &Happening) {
         let mut known = lock(&self.0.known);
-        let Known { audio, floor, uplink, faults } = &mut *known;
+        let Known { audio, floor, uplink, faults, .. } = &mut *known;
         match happening {
             Happening::Listening(input) => {
                 *floor = NoiseFloor::default();
@@ -112,6 +114,11 @@ impl Board {
         }
     }
 
+    /// Notes which alarm is open.
+    pub(super) fn note_alarm(&self, alarm: Option<Alarm>) {
+        lock(&self.0.known).alarm = alarm;
+    }
+
     /// How the agent is now.
     pub(super) fn status(&self) -> Status {
         let Shared { device, boot_id, clock, began, levels, known } = &*self.0;
@@ -147,6 +154,7 @@ impl Board {
                 telemetry_refused: levels.refused,
                 disk_full: levels.short,
             },
+            alarm: known.alarm.clone(),
             faults,
         }
     }

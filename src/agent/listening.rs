@@ -18,7 +18,7 @@ use crate::clock::Clock;
 use crate::config::{self, AudioInput, Config, Confirm, Sensitivity};
 use crate::driver::audio_file::AudioFile;
 use crate::driver::audio_stream::{AudioStream, StreamError};
-use crate::driver::recogniser::{self, Handle};
+use crate::driver::recogniser::{self, Handle, RecogniserError};
 use crate::driver::{microphone, models, wav_source};
 use crate::event::catalogue::Occurrence;
 use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
@@ -112,6 +112,10 @@ fn recogniser(confirm: Confirm, places: &[PathBuf]) -> Result<Option<Handle>, Fa
         Ok(handle) => {
             tracing::info!("doubtful keyphrases are confirmed by {}", recogniser::NAME);
             Ok(Some(handle))
+        }
+        Err(error @ RecogniserError::Unusable { .. }) if confirm == Confirm::Auto => {
+            tracing::warn!("nothing is confirmed: {error}, or set voice.confirm to \"off\"");
+            Ok(None)
         }
         Err(error) if confirm == Confirm::Auto => {
             tracing::info!("voice.confirm is \"auto\" and nothing is confirmed: {error}");

@@ -1,7 +1,8 @@
 //! The tasks that watch the buttons: one each, which opens the contact, debounces it and hands presses on.
 //!
 //! A device that is not there or goes away is a fault of the button with a beginning and an end, and is
-//! opened again every [`REOPEN`]; so is a button that is stuck.
+//! opened again every [`REOPEN`]; so is a button that is stuck. Faults are stored beside the watch, which a slow
+//! disk must not keep from a press.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, mpsc};
 
 use super::alarming::AlarmHandle;
+use super::forwarding::{Change, report};
 use super::{Activity, BUDGET, Control, Reporter};
 use crate::clock::Clock;
 use crate::config;
@@ -18,6 +20,8 @@ use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
 
 /// Between two attempts to open a contact.
 const REOPEN: Duration = Duration::from_secs(5);
+/// Changes of faults that wait to be stored: more than come before a disk that hangs ends the process.
+const CHANGES: usize = 32;
 
 /// Starts a task for each button.
 pub(super) fn start(
@@ -95,64 +99,84 @@ struct Watcher {
 }
 
 impl Watcher {
-    async fn run(&self, mut stop: Stop) -> Outcome {
+    async fn run(&self, stop: Stop) -> Outcome {
+        let (tell, changes) = mpsc::channel(CHANGES);
+        let watching = self.watch_for_good(tell, stop);
+        tokio::join!(watching, report(self.reporter.clone(), changes));
+        Ok(())
+    }
+
+    async fn watch_for_good(&self, tell: mpsc::Sender<Change<String>>, mut stop: Stop) {
+        let clear = async |part: &String| tell.send((part.clone(), None)).await;
         loop {
-            let problem = match button::open(&self.contact) {
+            let problem = match button::open(&self.contact, self.clock) {
                 Ok((levels, pressed)) => {
                     tracing::info!(button = self.settings.name, "watching the button");
-                    self.reporter.clear(&self.part).await;
+                    let _ = clear(&self.part).await;
                     tokio::select! {
-                        problem = self.watch(levels, pressed) => problem,
-                        () = stop.wait() => return Ok(()),
+                        problem = self.watch(levels, pressed, &tell) => problem,
+                        () = stop.wait() => return,
                     }
                 }
                 Err(error) => error.to_string(),
             };
-            self.reporter.clear(&self.stuck).await;
+            // Nobody knows any more whether it is down.
+            let _ = clear(&self.stuck).await;
             let again = format!("{problem}; trying again every {} s", REOPEN.as_secs());
-            self.reporter.raise(&self.part, &again).await;
+            let _ = tell.send((self.part.clone(), Some(again))).await;
             tokio::select! {
                 () = tokio::time::sleep(REOPEN) => {}
-                () = stop.wait() => return Ok(()),
+                () = stop.wait() => return,
             }
         }
     }
 
     /// Returns why the contact cannot be read any more.
-    async fn watch(&self, mut levels: Levels, pressed: bool) -> String {
+    async fn watch(
+        &self,
+        mut levels: Levels,
+        pressed: bool,
+        tell: &mpsc::Sender<Change<String>>,
+    ) -> String {
         let mut button = Button::new(self.settings.test_hold, self.settings.stuck_after);
         button.opened(pressed, self.clock.now());
         loop {
-            let now = self.clock.now();
-            let due = button.due().map(|due| due.saturating_duration_since(now));
-            let signs = tokio::select! {
-                read = levels.next() => match read {
-                    Ok(read) => {
-                        let now = self.clock.now();
-                        read.into_iter().flat_map(|level| button.level(level, now)).collect()
-                    }
-                    Err(error) => return error.to_string(),
-                },
+            let due = button.due().map(|due| due.saturating_duration_since(self.clock.now()));
+            let (read, until) = tokio::select! {
+                read = levels.next() => (read, None),
                 () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => {
-                    button.tick(self.clock.now())
+                    // Whoever comes late finds what has happened meanwhile, and must not take a contact for
+                    // down that was let go.
+                    let now = self.clock.now();
+                    (levels.waiting(), Some(now))
                 }
             };
+            let read = match read {
+                Ok(read) => read,
+                Err(error) => return error.to_string(),
+            };
+            let mut signs: Vec<Sign> =
+                read.iter().flat_map(|level| button.level(level.pressed, level.at)).collect();
+            // A full read may not be all.
+            if let Some(now) = until.filter(|_| read.is_empty()) {
+                signs.extend(button.tick(now));
+            }
             for sign in signs {
-                self.told(sign).await;
+                self.told(sign, tell).await;
             }
         }
     }
 
-    async fn told(&self, sign: Sign) {
-        match sign {
-            Sign::Press(press, held) => self.pressed(press, held).await,
+    async fn told(&self, sign: Sign, tell: &mpsc::Sender<Change<String>>) {
+        let stuck = match sign {
+            Sign::Press(press, held) => return self.pressed(press, held).await,
             Sign::Stuck => {
                 let seconds = self.settings.stuck_after.as_secs();
-                let problem = format!("has been down for {seconds} s: it is stuck");
-                self.reporter.raise(&self.stuck, &problem).await;
+                Some(format!("has been down for {seconds} s: it is stuck"))
             }
-            Sign::Free => self.reporter.clear(&self.stuck).await,
-        }
+            Sign::Free => None,
+        };
+        let _ = tell.send((self.stuck.clone(), stuck)).await;
     }
 
     async fn pressed(&self, press: Press, held: Duration) {

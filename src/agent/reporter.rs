@@ -81,6 +81,11 @@ impl Reporter {
         let _ = self.shared.happenings.send(happening);
     }
 
+    /// The board shows this alarm as open, or none.
+    pub(super) fn show_alarm(&self, alarm: Option<crate::status::Alarm>) {
+        self.shared.board.note_alarm(alarm);
+    }
+
     /// Returns once the event is on stable storage.
     ///
     /// # Errors

@@ -68,7 +68,8 @@ pub(super) fn plan(config: &Config) -> Result<Option<Plan>, Failure> {
 
 fn probe(source: &Source, loudness: &Arc<Loudness>) -> Result<Probe, String> {
     Ok(match source {
-        Source::Iio(path) => Probe::iio(path),
+        Source::Iio { path, trigger: None } => Probe::iio(path),
+        Source::Iio { path, trigger: Some(trigger) } => Probe::iio_buffer(path, trigger),
         Source::Hwmon(path) => Probe::number(path),
         Source::Thermal(path) => Probe::thermal(path),
         Source::PowerSupply { path, .. } => Probe::supply(path),
@@ -92,7 +93,7 @@ pub(super) fn examine(config: &Config, clock: Clock) -> Vec<(String, Result<Stri
         results.push(asked.err().map(Err));
     }
     while results.contains(&None) && clock.now().duration_since(now) < READ_LIMIT {
-        let Ok(Some(Done { place, measured, .. })) = readers.next(clock.now(), SLOW) else {
+        let Some(Done { place, measured, .. }) = readers.next(clock.now(), SLOW) else {
             continue;
         };
         let settings = sensors[place];
@@ -344,11 +345,11 @@ impl Sensing {
             self.ask().map_err(failed)?;
             let patience = self.patience();
             let now = self.out.clocks.clock.now();
-            let mut next = self.readers.next(now, patience).map_err(failed)?;
+            let mut next = self.readers.next(now, patience);
             while let Some(done) = next {
                 self.take(done);
                 let now = self.out.clocks.clock.now();
-                next = self.readers.next(now, Duration::ZERO).map_err(failed)?;
+                next = self.readers.next(now, Duration::ZERO);
             }
         }
         Ok(())

@@ -1,8 +1,8 @@
 //! The thread that speaks to the person beside the device: light and tone, as the alarms and the faults ask.
 //!
 //! It is told what to say and never asked to wait: a light that cannot be lit or a tone that cannot be
-//! played is a fault, tried again every [`RETRY`], and delays nothing. The sound card is open only while
-//! there is something to hear.
+//! played is a fault, tried again every [`RETRY`], and delays nothing. The sound card is open, and tried, only
+//! while there is something to hear.
 
 use std::time::{Duration, Instant};
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Kind, Now, Trigger};
+use super::{Kind, Now, Open, Trigger};
 use crate::clock::ClockState;
 
 /// The memo of the real alarm.
@@ -176,6 +176,18 @@ impl Alarm {
             self.raised_events.remove(0);
         }
         self.raised_events.push(event);
+    }
+
+    pub(super) fn open(&self) -> Open<'_> {
+        let calling = self.state == State::Raised && self.walk.made > 0 && !self.walk.exhausted;
+        let call = self.last_call.as_ref().filter(|last| calling && !last.failed);
+        Open {
+            id: &self.id,
+            state: self.state.as_str(),
+            test: self.test,
+            opened_ms: self.opened_ms,
+            contact: call.map(|last| last.contact.as_str()),
+        }
     }
 
     pub(super) fn to_bytes(&self) -> Vec<u8> {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::durable::{Alarm, Deadline, Moment, Restored, State, Walk, short};
 use super::signal::Signal;
 use super::{
-    Actor, Call, Input, Now, REAL_MEMO, Refusal, Request, Settings, TEST_MEMO, Told, Trigger,
+    Actor, Call, Input, Now, Open, REAL_MEMO, Refusal, Request, Settings, TEST_MEMO, Told, Trigger,
 };
 use crate::clock::{ClockState, Rng, WallTime};
 use crate::event::catalogue::{AlarmStep, Occurrence};
@@ -71,10 +71,9 @@ impl Alarms {
         all.max().unwrap_or(Signal::Off)
     }
 
-    /// The id and the state of each open alarm, the real one first, and whether it is a test.
-    pub fn open(&self) -> impl Iterator<Item = (&str, &'static str, bool)> {
-        let all = [&self.real, &self.test].into_iter().flatten();
-        all.map(|alarm| (alarm.id.as_str(), alarm.state.as_str(), alarm.test))
+    /// The open alarms, the real one first.
+    pub fn open(&self) -> impl Iterator<Item = Open<'_>> {
+        [&self.real, &self.test].into_iter().flatten().map(Alarm::open)
     }
 
     /// Whether a short press would call something off.

@@ -210,6 +210,21 @@ pub enum Input {
     },
 }
 
+/// An open alarm, for whoever asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Open<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// `pending`, `raised` or `acknowledged`.
+    pub state: &'static str,
+    /// It is only a test.
+    pub test: bool,
+    /// When it was opened, milliseconds since 1970.
+    pub opened_ms: u64,
+    /// Who is being called: the call went out, or is on its way, and nobody has acknowledged yet.
+    pub contact: Option<&'a str>,
+}
+
 /// Why a step was not taken, in one line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]

@@ -161,9 +161,7 @@ impl World {
         let (alarms, problems) = Alarms::restore(settings(), &self.boot.to_string(), &restored);
         assert!(problems.is_empty());
         if !kept {
-            let same = |a: &Alarms, b: &Alarms| {
-                a.open().map(|o| o.0.to_owned()).eq(b.open().map(|o| o.0.to_owned()))
-            };
+            let same = |a: &Alarms, b: &Alarms| a.open().map(|o| o.id).eq(b.open().map(|o| o.id));
             assert!(same(&alarms, &before), "what was not durable never was");
         }
         self.alarms = alarms;
@@ -192,7 +190,7 @@ impl World {
             Op::Trigger { kind, test, at_once } => {
                 let trigger = Trigger::new(kinds[usize::from(*kind)], None, "x");
                 let trigger = Trigger { test: *test, at_once: *at_once, ..trigger };
-                let real_open = self.alarms.open().any(|(_, _, test)| !test);
+                let real_open = self.alarms.open().any(|open| !open.test);
                 let taken = self.does(Input::Trigger(trigger));
                 assert_eq!(taken, !(*test && real_open));
                 self.accepted_triggers += usize::from(taken);
@@ -207,7 +205,7 @@ impl World {
                 self.does(Input::Receipt { ids, actor });
             }
             Op::Dialled { ok } => {
-                let Some(alarm) = self.alarms.open().next().map(|open| open.0.to_owned()) else {
+                let Some(alarm) = self.alarms.open().next().map(|open| open.id.to_owned()) else {
                     return;
                 };
                 let outcome = if *ok { Ok("0".to_owned()) } else { Err("1".to_owned()) };
@@ -237,7 +235,7 @@ fn check(world: &World) -> Result<(), String> {
             return Err(format!("event {} twice", seen.id));
         }
     }
-    let open: BTreeMap<_, _> = world.alarms.open().map(|(id, state, _)| (id, state)).collect();
+    let open: BTreeMap<_, _> = world.alarms.open().map(|open| (open.id, open.state)).collect();
     for (alarm, story) in &stories {
         let steps: Vec<_> = story.iter().map(|seen| seen.step).collect();
         let fails = |what: &str| Err(format!("{what}: {steps:?}"));
@@ -289,10 +287,10 @@ proptest! {
         // Left alone, a pending alarm is raised, and a raised one walks through all contacts.
         world.pass(10_000_000);
         prop_assert!(check(&world).is_ok());
-        for (_, state, _) in world.alarms.open() {
+        for state in world.alarms.open().map(|open| open.state) {
             prop_assert_ne!(state, "pending");
         }
-        let left_open: Vec<_> = world.alarms.open().filter(|o| o.1 == "raised").map(|o| o.0.to_owned()).collect();
+        let left_open: Vec<_> = world.alarms.open().filter(|o| o.state == "raised").map(|o| o.id.to_owned()).collect();
         for alarm in left_open {
             let last = world.seen.iter().rfind(|seen| seen.alarm == alarm).unwrap();
             prop_assert!(last.exhausted, "walked through: {last:?}");

@@ -255,7 +255,7 @@ fn a_dialler_that_fails_gives_the_turn_to_the_next_at_once() {
     let mut bench = Bench::new(settings());
     bench.trigger(Kind::Keyphrase);
     bench.pass(70);
-    let id = bench.alarms.open().next().unwrap().0.to_owned();
+    let id = bench.alarms.open().next().unwrap().id.to_owned();
     let outcome = Err("exit status 1".to_owned());
     bench.does(Input::Dialled { alarm: id.clone(), call: 1, outcome: outcome.clone() }).unwrap();
     assert_eq!(bench.calls, ["anna", "bert"]);
@@ -331,7 +331,7 @@ fn a_test_takes_the_same_way_and_a_real_alarm_never_joins_it() {
     assert_eq!(bench.steps(), [Pending, Raised, Escalated]);
     bench.trigger(Kind::Keyphrase);
     assert_eq!(bench.steps()[3..], [Pending]);
-    assert_eq!(bench.alarms.open().map(|(_, _, test)| test).collect::<Vec<_>>(), [false, true]);
+    assert_eq!(bench.alarms.open().map(|open| open.test).collect::<Vec<_>>(), [false, true]);
     assert!(bench.does(Input::Trigger(test)).is_err(), "no test beside a real alarm");
 }
 
@@ -349,7 +349,7 @@ fn a_step_for_another_alarm_or_from_before_it_was_opened_is_refused() {
     };
     assert!(bench.does(ask(Some("another"), None)).is_err());
     assert!(bench.does(ask(None, Some(asked_at))).is_err());
-    let id = bench.alarms.open().next().unwrap().0.to_owned();
+    let id = bench.alarms.open().next().unwrap().id.to_owned();
     bench.does(ask(Some(&id), Some(asked_at))).unwrap();
     assert_eq!(bench.steps(), [Pending, Cancelled]);
 }
@@ -398,7 +398,7 @@ fn a_call_that_was_under_way_at_a_crash_is_made_again_and_one_that_ended_is_not(
         let mut bench = Bench::new(settings());
         bench.trigger(Kind::Keyphrase);
         bench.pass(70);
-        let alarm = bench.alarms.open().next().unwrap().0.to_owned();
+        let alarm = bench.alarms.open().next().unwrap().id.to_owned();
         if ended {
             bench
                 .does(Input::Dialled { alarm, call: 1, outcome: Ok("exit status 0".into()) })
@@ -419,7 +419,7 @@ fn the_largest_alarm_fits_its_memo() {
         let trigger = Trigger::new(Kind::Inactivity, Some(long.clone()), long.clone());
         bench.does(Input::Trigger(Trigger { at_once: true, ..trigger })).unwrap();
         bench.pass(1000 * (round % 3));
-        let id = bench.alarms.open().next().unwrap().0.to_owned();
+        let id = bench.alarms.open().next().unwrap().id.to_owned();
         bench
             .does(Input::Dialled { alarm: id, call: round as u32, outcome: Err(long.clone()) })
             .unwrap();

@@ -77,7 +77,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<(), Failure> {
     let recogniser = match args.confirm.as_str() {
         "off" => None,
         "recogniser" => Some(recogniser::load(&search).map_err(|error| io(&error))?),
-        _ => recogniser::load(&search).ok(),
+        _ => recogniser_if_there(&search),
     };
     let mut run = Run { model, settings, recogniser, scores: None };
     if let Some(path) = &args.scores {
@@ -97,6 +97,18 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<(), Failure> {
         scores.finish().map_err(|error| io(&error))?;
     }
     if problems.is_empty() { Ok(()) } else { Err(io(&problems.join("\n"))) }
+}
+
+/// One that is not installed is not missed; one that is there and does not work is told.
+fn recogniser_if_there(search: &[PathBuf]) -> Option<recogniser::Handle> {
+    match recogniser::load(search) {
+        Ok(handle) => Some(handle),
+        Err(recogniser::RecogniserError::Missing { .. }) => None,
+        Err(error) => {
+            tracing::warn!("nothing is confirmed: {error}, or use --confirm off");
+            None
+        }
+    }
 }
 
 fn evaluate(

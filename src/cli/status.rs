@@ -69,6 +69,18 @@ fn describe(status: &Value) -> String {
     }
     let ready = if yes(&status["ready"]) { "a cry would be heard and told" } else { "NOT READY" };
     line("ready", ready.to_owned());
+    if let Value::Object(alarm) = &status["alarm"] {
+        let test = if yes(&alarm["testalarm"]) { "a test, " } else { "" };
+        let calling = match alarm["contact"].as_str() {
+            Some(contact) => format!(", calling {contact}"),
+            None => String::new(),
+        };
+        let (state, since) = (text(&alarm["state"]), text(&alarm["since"]));
+        line(
+            "ALARM",
+            format!("{test}{state}, open since {since}{calling}: {}", text(&alarm["id"])),
+        );
+    }
     for fault in status["faults"].as_array().into_iter().flatten() {
         let (part, problem) = (text(&fault["part"]), text(&fault["problem"]));
         line("FAULT", format!("{part}, for {}: {problem}", duration(count(&fault["for_s"]))));
@@ -90,7 +102,7 @@ fn duration(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::Status;
+    use crate::status::{Alarm, Status};
 
     #[test]
     fn every_part_has_its_line_and_faults_come_last() {
@@ -99,8 +111,27 @@ mod tests {
             (text.find("\nready").unwrap(), text.find("\nFAULT     a \"b\"").unwrap());
         assert!(ready < fault, "{text}");
         assert!(text.contains("waiting   1 alert, 2 status, 3 telemetry\n"), "{text}");
-        assert!(text.contains("NOT CONNECTED"), "{text}");
+        assert!(text.contains("NOT CONNECTED") && !text.contains("ALARM"), "{text}");
         assert!(text.contains("-42 dBFS") || text.contains("-41 dBFS"), "{text}");
+    }
+
+    #[test]
+    fn an_open_alarm_has_a_line_with_whom_it_calls() {
+        let alarm = Alarm {
+            id: "019a".to_owned(),
+            state: "raised",
+            since: "2026-11-22T10:00:00.000Z".to_owned(),
+            contact: Some("Anna".to_owned()),
+            testalarm: false,
+        };
+        let shown =
+            |alarm| describe(&Status { alarm: Some(alarm), ..Status::example() }.to_value());
+        let text = shown(alarm.clone());
+        let line = "\nALARM     raised, open since 2026-11-22T10:00:00.000Z, calling Anna: 019a\n";
+        assert!(text.contains(line), "{text}");
+        let test = shown(Alarm { state: "pending", contact: None, testalarm: true, ..alarm });
+        let line = "\nALARM     a test, pending, open since 2026-11-22T10:00:00.000Z: 019a\n";
+        assert!(test.contains(line), "{test}");
     }
 
     #[test]

@@ -44,7 +44,8 @@ impl Zone {
     }
 
     /// The moment at which the local clock shows so many minutes after the midnight of a day, in days
-    /// since 1970. Of an hour that there is twice the later one, of one that there is not the one before.
+    /// since 1970. Where the clocks are set, an hour that there is twice is the later one east of Greenwich and
+    /// the earlier one west of it; one that there is not is likewise the hour behind it or before it.
     #[allow(clippy::cast_possible_truncation, reason = "minutes of some years")]
     pub fn unix_ms(&self, day: i64, minute: f64) -> u64 {
         let offset_ms = |unix_ms: i64| {
@@ -126,6 +127,27 @@ mod tests {
         assert_eq!(shown(&zone, "2026-10-25T00:59:00Z"), "Sunday 02:59");
         assert_eq!(shown(&zone, "2026-10-25T01:00:00Z"), "Sunday 02:00");
         assert_eq!(shown(&Zone::utc(), "2026-01-05T00:00:00Z"), "Monday 00:00");
+    }
+
+    #[test]
+    fn a_local_time_is_a_moment_also_when_the_clocks_are_set() {
+        let day = |y, m, d| {
+            let date = chrono::NaiveDate::from_ymd_opt(y, m, d).unwrap();
+            (date - chrono::NaiveDate::default()).num_days()
+        };
+        let utc = |zone: &str, day, minute| {
+            let unix_ms = Zone::from_rule(zone).unwrap().unix_ms(day, minute);
+            shown(
+                &Zone::utc(),
+                &chrono::DateTime::from_timestamp_millis(unix_ms as i64).unwrap().to_rfc3339(),
+            )
+        };
+        let new_york = "EST5EDT,M3.2.0,M11.1.0";
+        assert_eq!(utc(ZURICH, day(2026, 7, 6), 30.0), "Sunday 22:30");
+        assert_eq!(utc(ZURICH, day(2026, 10, 25), 150.0), "Sunday 01:30", "the later of two");
+        assert_eq!(utc(ZURICH, day(2026, 3, 29), 150.0), "Sunday 01:30", "03:30 there");
+        assert_eq!(utc(new_york, day(2026, 11, 1), 90.0), "Sunday 05:30", "the earlier of two");
+        assert_eq!(utc(new_york, day(2026, 3, 8), 150.0), "Sunday 06:30", "01:30 there");
     }
 
     #[test]

@@ -57,8 +57,13 @@ pub struct Sensor {
 /// Where readings come from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
-    /// A file of the industrial I/O subsystem, or its name up to `_input` or `_raw`.
-    Iio(PathBuf),
+    /// A channel of the industrial I/O subsystem.
+    Iio {
+        /// Its file, or the name up to `_input` or `_raw`.
+        path: PathBuf,
+        /// By whose name the device fills its buffer, where it is read from there.
+        trigger: Option<String>,
+    },
     /// A file of a hardware monitor.
     Hwmon(PathBuf),
     /// A thermal zone, or its file `temp`.
@@ -229,9 +234,19 @@ const NATIVE: &[Native] = &[
     native("microphone", "", "noise", "dB", 1.0),
 ];
 
+/// What a chip says of itself beside its values (`temp1_fault`, `intrusion0_alarm`): 0 or 1, whatever it is about.
+const FLAG: Native = native("hwmon", "", "alarm", "1", 1.0);
+
 fn native_of(driver: &str, path: &Path) -> Option<&'static Native> {
     let file = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-    NATIVE.iter().find(|n| n.driver == driver && file.starts_with(n.prefix))
+    // The names of IIO go on behind the kind; those of hwmon are the kind and a number.
+    let kind = file.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
+    let is_flag = file.ends_with("_alarm") || file.ends_with("_fault");
+    match driver {
+        "hwmon" if is_flag => Some(&FLAG),
+        "hwmon" => NATIVE.iter().find(|n| n.driver == driver && n.prefix == kind),
+        _ => NATIVE.iter().find(|n| n.driver == driver && file.starts_with(n.prefix)),
+    }
 }
 
 /// Reads every `[[sensor]]` of the document.
@@ -359,7 +374,20 @@ fn source(
     };
     let mut native = known.map(|native| (native.unit, native.scale));
     let source = match driver {
-        "iio" => Source::Iio(path),
+        "iio" => {
+            let is_input = path.to_string_lossy().ends_with("_input");
+            let read = |text: &str| match text {
+                "" => Ok(None),
+                _ if is_input => {
+                    Err("is set, but a buffer holds no _input: leave that away in path".to_owned())
+                }
+                name => Ok(Some(name.to_owned())),
+            };
+            let trigger = section.checked("trigger", None, read, |name: &Option<String>| {
+                reader::quoted(name.as_deref().unwrap_or_default())
+            });
+            Source::Iio { path, trigger }
+        }
         "hwmon" => Source::Hwmon(path),
         "thermal" => Source::Thermal(path),
         "power-supply" if quantity == "charge" => {

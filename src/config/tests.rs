@@ -232,7 +232,8 @@ const SENSOR: &str = "[[sensor]]\nname = \"bedroom\"\ndriver = \"iio\"\npath = \
 #[test]
 fn a_sensor_is_read_with_all_that_belongs_to_it() {
     let sensor = config(SENSOR).sensors.remove(0);
-    assert_eq!(sensor.source, Source::Iio("/sys/x/in_temp_input".into()));
+    let path = "/sys/x/in_temp_input".into();
+    assert_eq!(sensor.source, Source::Iio { path, trigger: None });
     assert_eq!(
         (sensor.quantity.as_str(), sensor.scale, sensor.offset),
         ("temperature", 1e-3, -0.5)
@@ -261,6 +262,12 @@ fn what_a_kernel_interface_delivers_is_known_and_a_scale_of_ones_own_leads_to_th
         sensor("driver = \"hwmon\"\npath = \"/h/in1_input\"\n"),
         of("voltage", "V", "V", 1e-3)
     );
+    for flag in ["intrusion0_alarm", "in1_alarm", "temp*_fault"] {
+        let lines = format!("driver = \"hwmon\"\npath = \"/h/{flag}\"\n");
+        assert_eq!(sensor(&lines), of("alarm", "1", "1", 1.0), "{flag}");
+    }
+    let unknown = "[[sensor]]\nname = \"x\"\ndriver = \"hwmon\"\npath = \"/h/intrusion0_beep\"\n";
+    assert!(problems(unknown).iter().any(|found| found.contains("x.unit is missing")));
     assert_eq!(
         sensor("driver = \"iio\"\npath = \"/i/in_concentration_co2_raw\"\nunit = \"[ppm]\"\n"),
         of("co2", "%", "[ppm]", 1.0)

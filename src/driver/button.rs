@@ -1,13 +1,16 @@
 //! Buttons on real kernel interfaces: a line of the GPIO character device (version 2), or a key of an input
 //! device.
 //!
-//! Both are waited for by epoll: an idle button costs nothing. Levels come with the time at which they
-//! were read; what is a press is `sensor::button`'s matter.
+//! Both are waited for by epoll: an idle button costs nothing. A level comes with the time at which the
+//! kernel saw it, so that a press is as long as it was, however late it is read: a busy device may find
+//! both edges of a press in one read. What is a press is `sensor::button`'s matter.
 //!
-//! - *GPIO*: both edges are asked for, so that each change is an event; the level at the beginning is
-//!   read. `active = "low"` is given to the kernel, which then reports pressed as 1.
-//! - *evdev*: packed `struct input_event`, of which type, code and value count; repeats (value 2) are
-//!   neither press nor release. The level at the beginning is unknown and taken for up.
+//! - *GPIO*: both edges are asked for, so that each change is an event, by the monotonic clock unless another is
+//!   asked for; the level at the beginning is read. `active = "low"` is given to the kernel, which then reports pressed as 1.
+//! - *evdev*: packed `struct input_event`; repeats (value 2) are neither press nor release. The level at
+//!   the beginning is unknown and taken for up. Its times are those of the wall clock, which may be set
+//!   meanwhile, unless the device is asked for monotonic ones; what cannot be asked is no input device
+//!   (a pipe of a test), and its levels have the time at which they are read.
 //!
 //! A read that fails or ends means that the device has gone. Absent: opening it again (`agent`).
 //!
@@ -17,12 +20,18 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use gpiocdev::line::{EdgeDetection, EdgeKind, Value};
 use tokio::io::unix::AsyncFd;
 
-/// Bytes behind the time of a `struct input_event`: type, code, value.
-const TAIL_BYTES: usize = 8;
+use super::sys;
+use crate::clock::Clock;
+
+/// Bytes of one of the two numbers, seconds and microseconds, with which a `struct input_event` begins.
+const WORD_BYTES: usize = size_of::<usize>();
+/// Bytes of a `struct input_event`: the time, then type, code and value.
+const EVENT_BYTES: usize = 2 * WORD_BYTES + 8;
 /// `EV_KEY`.
 const EV_KEY: u16 = 1;
 /// Events that are read at a time.
@@ -70,6 +79,35 @@ pub enum ButtonError {
     },
 }
 
+/// The contact is down or up since then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Level {
+    /// Down.
+    pub pressed: bool,
+    /// When the kernel saw it.
+    pub at: Instant,
+}
+
+/// A moment by both readings of the monotonic clock: that of this process, and the kernel's number.
+#[derive(Debug, Clone, Copy)]
+struct Anchor {
+    at: Instant,
+    since_boot: Duration,
+}
+
+impl Anchor {
+    fn new(clock: Clock) -> Self {
+        Self { at: clock.now(), since_boot: sys::since_boot() }
+    }
+
+    fn instant(self, stamp: Duration) -> Instant {
+        match stamp.checked_sub(self.since_boot) {
+            Some(later) => self.at + later,
+            None => self.at.checked_sub(self.since_boot - stamp).unwrap_or(self.at),
+        }
+    }
+}
+
 /// An open contact.
 #[derive(Debug)]
 pub struct Levels {
@@ -79,8 +117,8 @@ pub struct Levels {
 
 #[derive(Debug)]
 enum Source {
-    Gpio(AsyncFd<gpiocdev::Request>),
-    Evdev { file: AsyncFd<File>, key: u16, rest: Vec<u8> },
+    Gpio { request: AsyncFd<gpiocdev::Request>, anchor: Anchor },
+    Evdev { file: AsyncFd<File>, keys: Keys },
 }
 
 /// Opens a contact; also says whether it is pressed already, where that can be told.
@@ -90,15 +128,23 @@ enum Source {
 ///
 /// # Panics
 /// Outside a tokio runtime.
-pub fn open(contact: &Contact) -> Result<(Levels, bool), ButtonError> {
+pub fn open(contact: &Contact, clock: Clock) -> Result<(Levels, bool), ButtonError> {
     match contact {
-        Contact::Gpio { chip, line, active_low } => open_gpio(chip, *line, *active_low),
-        Contact::Evdev { device, key } => open_evdev(device, *key).map(|levels| (levels, false)),
+        Contact::Gpio { chip, line, active_low } => open_gpio(chip, *line, *active_low, clock),
+        Contact::Evdev { device, key } => {
+            open_evdev(device, *key, clock).map(|levels| (levels, false))
+        }
     }
 }
 
-fn open_gpio(chip: &Path, line: u32, active_low: bool) -> Result<(Levels, bool), ButtonError> {
+fn open_gpio(
+    chip: &Path,
+    line: u32,
+    active_low: bool,
+    clock: Clock,
+) -> Result<(Levels, bool), ButtonError> {
     let failed = |problem: String| ButtonError::Open { path: chip.to_owned(), problem };
+    let anchor = Anchor::new(clock);
     let mut builder = gpiocdev::Request::builder();
     builder.on_chip(chip).with_consumer("hark").with_line(line).as_input();
     builder.with_edge_detection(EdgeDetection::BothEdges);
@@ -107,12 +153,12 @@ fn open_gpio(chip: &Path, line: u32, active_low: bool) -> Result<(Levels, bool),
     }
     let request = builder.request().map_err(|e| failed(format!("line {line}: {e}")))?;
     let level = request.value(line).map_err(|e| failed(format!("line {line}: {e}")))?;
-    let source = wait_on(request).map_err(|e| failed(e.to_string()))?;
-    let levels = Levels { path: chip.to_owned(), source: Source::Gpio(source) };
+    let request = wait_on(request).map_err(|e| failed(e.to_string()))?;
+    let levels = Levels { path: chip.to_owned(), source: Source::Gpio { request, anchor } };
     Ok((levels, level == Value::Active))
 }
 
-fn open_evdev(device: &Path, key: u16) -> Result<Levels, ButtonError> {
+fn open_evdev(device: &Path, key: u16, clock: Clock) -> Result<Levels, ButtonError> {
     let failed = |e: io::Error| {
         let advice = match e.kind() {
             io::ErrorKind::PermissionDenied => "; hark must be in the group `input`",
@@ -122,8 +168,10 @@ fn open_evdev(device: &Path, key: u16) -> Result<Levels, ButtonError> {
     };
     let mut options = File::options();
     let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(device).map_err(failed)?;
+    let anchor = sys::stamp_monotonic(&file).is_ok().then(|| Anchor::new(clock));
+    let keys = Keys { key, anchor, clock, rest: Vec::new() };
     let file = wait_on(file).map_err(failed)?;
-    Ok(Levels { path: device.to_owned(), source: Source::Evdev { file, key, rest: Vec::new() } })
+    Ok(Levels { path: device.to_owned(), source: Source::Evdev { file, keys } })
 }
 
 #[allow(deprecated, reason = "both types keep their descriptor for life, which is all it asks for")]
@@ -132,114 +180,224 @@ fn wait_on<T: std::os::fd::AsRawFd>(source: T) -> io::Result<AsyncFd<T>> {
 }
 
 impl Levels {
-    /// The next levels, oldest first: true is pressed. Cancellation safe.
+    /// The next levels, oldest first. Cancellation safe.
     ///
     /// # Errors
     /// [`ButtonError::Gone`].
-    pub async fn next(&mut self) -> Result<Vec<bool>, ButtonError> {
-        let levels = match &mut self.source {
-            Source::Gpio(request) => gpio_levels(request).await,
-            Source::Evdev { file, key, rest } => evdev_levels(file, *key, rest).await,
-        };
-        levels.map_err(|e| ButtonError::Gone { path: self.path.clone(), problem: e.to_string() })
+    pub async fn next(&mut self) -> Result<Vec<Level>, ButtonError> {
+        self.source.next().await.map_err(|e| gone(&self.path, &e))
+    }
+
+    /// The levels that can be read now, oldest first; none if there are none.
+    ///
+    /// # Errors
+    /// [`ButtonError::Gone`].
+    pub fn waiting(&mut self) -> Result<Vec<Level>, ButtonError> {
+        let read = self.source.read().map_err(|e| gone(&self.path, &e))?;
+        Ok(read.unwrap_or_default())
     }
 }
 
-async fn gpio_levels(request: &AsyncFd<gpiocdev::Request>) -> io::Result<Vec<bool>> {
-    loop {
-        let mut ready = request.readable().await?;
-        let mut levels = Vec::new();
-        while levels.len() < EVENTS
-            && request.get_ref().has_edge_event().map_err(io::Error::other)?
-        {
-            let event = request.get_ref().read_edge_event().map_err(io::Error::other)?;
-            levels.push(event.kind == EdgeKind::Rising);
-        }
-        if !levels.is_empty() {
-            return Ok(levels);
-        }
-        ready.clear_ready();
-    }
+fn gone(path: &Path, error: &io::Error) -> ButtonError {
+    ButtonError::Gone { path: path.to_owned(), problem: error.to_string() }
 }
 
-async fn evdev_levels(file: &AsyncFd<File>, key: u16, rest: &mut Vec<u8>) -> io::Result<Vec<bool>> {
-    loop {
-        let mut ready = file.readable().await?;
-        let mut bytes = [0; EVENTS * size_of::<libc::input_event>()];
-        match ready.try_io(|file| file.get_ref().read(&mut bytes)) {
-            Err(_would_block) => {}
-            Ok(Ok(0)) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it has ended")),
-            Ok(Ok(count)) => {
-                rest.extend_from_slice(&bytes[..count]);
-                let levels = take_levels(rest, key);
-                if !levels.is_empty() {
-                    return Ok(levels);
-                }
+impl Source {
+    async fn next(&mut self) -> io::Result<Vec<Level>> {
+        match self {
+            Self::Gpio { request, anchor } => {
+                once_there(request, |request| read_gpio(request, *anchor)).await
             }
-            Ok(Err(error)) => return Err(error),
+            Self::Evdev { file, keys } => once_there(file, |file| keys.read(file)).await,
+        }
+    }
+
+    /// `None`: there is nothing to read.
+    fn read(&mut self) -> io::Result<Option<Vec<Level>>> {
+        match self {
+            Self::Gpio { request, anchor } => read_gpio(request.get_ref(), *anchor),
+            Self::Evdev { file, keys } => keys.read(file.get_ref()),
         }
     }
 }
 
-/// Takes the whole events out of `bytes`: the levels of the key.
-fn take_levels(bytes: &mut Vec<u8>, key: u16) -> Vec<bool> {
-    let size = size_of::<libc::input_event>();
-    let whole = bytes.len() / size * size;
-    let level = |event: &[u8]| {
-        let tail: &[u8; TAIL_BYTES] = event.last_chunk()?;
-        let [t0, t1, c0, c1, v0, v1, v2, v3] = *tail;
-        let (kind, code) = (u16::from_ne_bytes([t0, t1]), u16::from_ne_bytes([c0, c1]));
-        match i32::from_ne_bytes([v0, v1, v2, v3]) {
-            value @ 0..=1 if kind == EV_KEY && code == key => Some(value == 1),
-            _ => None,
+/// Waits until there is a level.
+async fn once_there<T: std::os::fd::AsRawFd>(
+    source: &AsyncFd<T>,
+    mut read: impl FnMut(&T) -> io::Result<Option<Vec<Level>>>,
+) -> io::Result<Vec<Level>> {
+    loop {
+        let mut ready = source.readable().await?;
+        match read(source.get_ref())? {
+            Some(levels) if !levels.is_empty() => return Ok(levels),
+            // Other keys; there may be more.
+            Some(_) => {}
+            None => ready.clear_ready(),
         }
+    }
+}
+
+/// The crate's own function for one event reads up to eight and gives back the first.
+fn read_gpio(request: &gpiocdev::Request, anchor: Anchor) -> io::Result<Option<Vec<Level>>> {
+    if !request.has_edge_event().map_err(io::Error::other)? {
+        return Ok(None);
+    }
+    let size = request.edge_event_u64_size();
+    let mut words = vec![0; EVENTS * size];
+    let count = request.read_edge_events_into_slice(&mut words).map_err(io::Error::other)?;
+    let level = |event: &[u64]| {
+        let event = request.edge_event_from_slice(event).map_err(io::Error::other)?;
+        let at = anchor.instant(Duration::from_nanos(event.timestamp_ns));
+        Ok(Level { pressed: event.kind == EdgeKind::Rising, at })
     };
-    let levels = bytes[..whole].chunks(size).filter_map(level).collect();
-    bytes.drain(..whole);
-    levels
+    words[..count].chunks_exact(size).map(level).collect::<io::Result<_>>().map(Some)
+}
+
+/// One key of an input device.
+#[derive(Debug)]
+struct Keys {
+    key: u16,
+    /// `None`: the times in the events are not monotonic.
+    anchor: Option<Anchor>,
+    clock: Clock,
+    /// The beginning of an event whose end was not read yet.
+    rest: Vec<u8>,
+}
+
+impl Keys {
+    fn read(&mut self, mut file: &File) -> io::Result<Option<Vec<Level>>> {
+        let mut bytes = [0; EVENTS * EVENT_BYTES];
+        match file.read(&mut bytes) {
+            Ok(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it has ended")),
+            Ok(count) => {
+                self.rest.extend_from_slice(&bytes[..count]);
+                Ok(Some(self.take()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes the whole events out of what was read: the levels of the key.
+    fn take(&mut self) -> Vec<Level> {
+        let now = self.clock.now();
+        let (events, rest) = self.rest.as_chunks::<EVENT_BYTES>();
+        let (rest, at) = (rest.to_vec(), |stamp| self.anchor.map_or(now, |a| a.instant(stamp)));
+        let levels = events.iter().filter_map(|event| level(event, self.key));
+        let levels = levels.map(|(pressed, stamp)| Level { pressed, at: at(stamp) }).collect();
+        self.rest = rest;
+        levels
+    }
+}
+
+/// The level that an event tells of the key, and its time.
+fn level(event: &[u8; EVENT_BYTES], key: u16) -> Option<(bool, Duration)> {
+    let (words, _) = event.as_chunks::<WORD_BYTES>();
+    let [seconds, micros, ..] = *words else { return None };
+    let number = |word| u64::try_from(usize::from_ne_bytes(word)).unwrap_or(u64::MAX);
+    let stamp = Duration::from_secs(number(seconds)) + Duration::from_micros(number(micros));
+    let [t0, t1, c0, c1, v0, v1, v2, v3] = *event.last_chunk()?;
+    let (kind, code) = (u16::from_ne_bytes([t0, t1]), u16::from_ne_bytes([c0, c1]));
+    match i32::from_ne_bytes([v0, v1, v2, v3]) {
+        value @ 0..=1 if kind == EV_KEY && code == key => Some((value == 1, stamp)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::ClockState;
+    use crate::sensor::button::{Button, Press, Sign};
 
-    fn event(kind: u16, code: u16, value: i32) -> Vec<u8> {
-        let mut event = vec![7; size_of::<libc::input_event>() - TAIL_BYTES];
+    const KEY: u16 = 169;
+
+    fn clock() -> Clock {
+        Clock::new(|| ClockState::Unsynced)
+    }
+
+    fn event(at_ms: usize, kind: u16, code: u16, value: i32) -> Vec<u8> {
+        let mut event = (at_ms / 1000).to_ne_bytes().to_vec();
+        event.extend((at_ms % 1000 * 1000).to_ne_bytes());
         event.extend(kind.to_ne_bytes());
         event.extend(code.to_ne_bytes());
         event.extend(value.to_ne_bytes());
         event
     }
 
+    /// What is told of the key, which is opened at 10 s, when all of it is read in one go.
+    fn in_one_read(stamped: bool, changes: &[(usize, i32)]) -> Vec<Level> {
+        let anchor = Anchor { at: clock().now(), since_boot: Duration::from_secs(10) };
+        let anchor = stamped.then_some(anchor);
+        let mut keys = Keys { key: KEY, anchor, clock: clock(), rest: Vec::new() };
+        keys.rest =
+            changes.iter().flat_map(|(ms, value)| event(*ms, EV_KEY, KEY, *value)).collect();
+        keys.take()
+    }
+
+    /// The presses in these levels, which are looked at long afterwards.
+    fn presses(levels: &[Level]) -> Vec<Press> {
+        let mut button = Button::new(None, Duration::from_secs(60));
+        let mut signs: Vec<Sign> =
+            levels.iter().flat_map(|level| button.level(level.pressed, level.at)).collect();
+        signs.extend(button.tick(levels[0].at + Duration::from_secs(40)));
+        let press = |sign: &Sign| match sign {
+            Sign::Press(press, _) => Some(*press),
+            _ => None,
+        };
+        signs.iter().filter_map(press).collect()
+    }
+
+    #[test]
+    fn a_press_whose_edges_are_found_in_one_read_is_as_long_as_it_was_and_a_bounce_is_none() {
+        for (length_ms, press) in [(80, Press::Short), (1200, Press::Medium), (3100, Press::Long)] {
+            let changes = [(15_000, 1), (15_000 + length_ms, 0)];
+            assert_eq!(presses(&in_one_read(true, &changes)), [press], "{length_ms} ms");
+            // Without the kernel's times it would be lost, or be as long as nobody looked.
+            assert_ne!(presses(&in_one_read(false, &changes)), [press], "{length_ms} ms");
+        }
+        let bounce = [(15_000, 1), (15_010, 0)];
+        assert_eq!(presses(&in_one_read(true, &bounce)), []);
+        let bouncing =
+            [(15_000, 1), (15_004, 0), (15_007, 1), (15_300, 0), (15_304, 1), (15_309, 0)];
+        assert_eq!(presses(&in_one_read(true, &bouncing)), [Press::Short]);
+    }
+
     #[test]
     fn only_presses_and_releases_of_the_key_are_levels_however_the_bytes_come() {
         let stream = [
-            event(EV_KEY, 169, 1),
-            event(0, 0, 0),
-            event(EV_KEY, 169, 2),
-            event(EV_KEY, 28, 1),
-            event(4, 169, 1),
-            event(EV_KEY, 169, 0),
+            event(9_500, EV_KEY, KEY, 1),
+            event(9_500, 0, 0, 0),
+            event(9_700, EV_KEY, KEY, 2),
+            event(9_800, EV_KEY, 28, 1),
+            event(9_900, 4, KEY, 1),
+            event(12_000, EV_KEY, KEY, 0),
         ]
         .concat();
+        let anchor = Anchor { at: clock().now(), since_boot: Duration::from_secs(10) };
+        let at = |ms: u64| anchor.at + Duration::from_millis(ms) - Duration::from_secs(10);
         for piece in [1, 7, 24, 1000] {
-            let (mut rest, mut levels) = (Vec::new(), Vec::new());
+            let mut keys =
+                Keys { key: KEY, anchor: Some(anchor), clock: clock(), rest: Vec::new() };
+            let mut levels = Vec::new();
             for bytes in stream.chunks(piece) {
-                rest.extend_from_slice(bytes);
-                levels.extend(take_levels(&mut rest, 169));
+                keys.rest.extend_from_slice(bytes);
+                levels.extend(keys.take());
             }
-            assert_eq!((levels, rest.len()), (vec![true, false], 0), "in pieces of {piece}");
+            let told = [(true, 9_500), (false, 12_000)];
+            let told = told.map(|(pressed, ms)| Level { pressed, at: at(ms) });
+            assert_eq!((levels, keys.rest.len()), (told.to_vec(), 0), "in pieces of {piece}");
         }
     }
 
     #[tokio::test]
     async fn a_device_that_is_not_there_is_said_so() {
         let device = PathBuf::from("/nowhere/event0");
-        let error = open(&Contact::Evdev { device, key: 1 }).unwrap_err().to_string();
+        let error = open(&Contact::Evdev { device, key: 1 }, clock()).unwrap_err().to_string();
         assert!(error.starts_with("open /nowhere/event0: "), "{error}");
         let chip = PathBuf::from("/dev/null");
-        let error =
-            open(&Contact::Gpio { chip, line: 0, active_low: true }).unwrap_err().to_string();
+        let contact = Contact::Gpio { chip, line: 0, active_low: true };
+        let error = open(&contact, clock()).unwrap_err().to_string();
         assert!(error.starts_with("open /dev/null: line 0: "), "{error}");
     }
 }

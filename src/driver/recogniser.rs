@@ -41,7 +41,8 @@ const TOKENS: &str = "tokenizer.bin";
 const QUEUE: usize = 2;
 /// Tokens a second that anybody speaks.
 const TOKENS_PER_SECOND: f32 = 6.5;
-/// The longest that anybody who waits for an answer waits: a slow board takes a second.
+/// How long whoever reads files, and waits, waits for an answer, and how long loading may take: a slow board needs
+/// a second for either. Whoever listens to a microphone waits for nothing.
 const LONGEST: Duration = Duration::from_secs(30);
 const BEGIN: i64 = 1;
 const END: i64 = 2;

@@ -11,6 +11,7 @@
 //! - A bound on what a TCP socket takes and has not sent.
 //! - How much room there is on a disk.
 //! - Monotonic time since boot, for deadlines that outlive the process.
+//! - An input device's times by the same clock.
 //! - Killing a process group.
 //! - How much memory the C library holds on to.
 
@@ -72,6 +73,23 @@ pub fn since_boot() -> Duration {
     };
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Has an input device stamp its events by the clock of [`since_boot`].
+///
+/// # Errors
+/// It is no input device.
+///
+/// Source: Linux include/uapi/linux/input.h, `EVIOCSCLKID`.
+pub fn stamp_monotonic(device: &File) -> io::Result<()> {
+    // _IOW('E', 0xa0, int).
+    const EVIOCSCLKID: libc::Ioctl = 0x4004_45a0;
+    let clock: c_int = libc::CLOCK_MONOTONIC;
+    // SAFETY: the descriptor is open as long as `device` is borrowed; the call reads one `int`.
+    match unsafe { libc::ioctl(device.as_raw_fd(), EVIOCSCLKID, &raw const clock) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Kills every process of the group `leader`.

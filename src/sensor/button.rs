@@ -7,7 +7,8 @@
 //!               0        1 s          3 s
 //!               │ short   │  medium    │ long: counts while it is still down
 //! ```
-//! A level counts once it has stayed for [`DEBOUNCE`]. A press under a second is short; it may call an
+//! A level counts once it has stayed for [`DEBOUNCE`], by the time at which it began: that of the kernel, which
+//! may be a while before it is heard of. A press under a second is short; it may call an
 //! alarm off. Up to three it is medium: too slow for a press that was meant to call off, so it only ever
 //! alarms. At three seconds it is long and counts at once. Where the button makes test alarms
 //! (`test_hold`), a long press counts when it is let go, since it could still become a hold.
@@ -97,21 +98,15 @@ impl Button {
         }
     }
 
-    /// The contact's level is this since now. Signs that were due before come first.
-    pub fn level(&mut self, pressed: bool, now: Instant) -> Vec<Sign> {
-        let mut signs = self.tick(now);
+    /// The contact's level is this since `at`. Signs that were due before come first. No [`Self::tick`] may
+    /// have gone further than `at`: what is known of the contact is told before time is.
+    pub fn level(&mut self, pressed: bool, at: Instant) -> Vec<Sign> {
+        let mut signs = self.tick(at);
         if self.raw.0 != pressed {
-            self.raw = (pressed, Some(now));
-            signs.extend(self.tick(now));
+            self.raw = (pressed, Some(at));
+            signs.extend(self.tick(at));
         }
         signs
-    }
-
-    /// The contact cannot be read any more: nobody knows whether it is down.
-    pub fn lost(&mut self) -> Option<Sign> {
-        let was_stuck = self.stuck;
-        *self = Self::new(self.test_hold, self.stuck_after);
-        was_stuck.then_some(Sign::Free)
     }
 
     /// When [`Self::tick`] has something to say.
@@ -276,8 +271,7 @@ mod tests {
         let mut button = plain();
         let signs = play(&mut button, &[(0, true)], 70_000);
         assert_eq!(signs.last(), Some(&(60_000, Sign::Stuck)));
-        assert_eq!(button.lost(), Some(Sign::Free));
-        assert_eq!((button.lost(), button.due()), (None, None));
+        assert_eq!(button.due(), None);
     }
 
     #[test]

@@ -25,6 +25,7 @@
 pub mod button;
 pub mod inactivity;
 mod power;
+pub mod scan;
 mod threshold;
 
 use std::collections::VecDeque;

@@ -29,14 +29,17 @@ pub(super) struct Faults {
 }
 
 /// A part, and its problem if it has one.
-pub(in crate::agent) type Change = (&'static str, Option<String>);
+pub(in crate::agent) type Change<Part = &'static str> = (Part, Option<String>);
 
 /// Raises and clears faults in the order in which they were told, until nobody can tell any more.
-pub(in crate::agent) async fn report(reporter: Reporter, mut changes: mpsc::Receiver<Change>) {
+pub(in crate::agent) async fn report<Part: AsRef<str>>(
+    reporter: Reporter,
+    mut changes: mpsc::Receiver<Change<Part>>,
+) {
     while let Some((part, problem)) = changes.recv().await {
         match problem {
-            Some(problem) => reporter.raise(part, &problem).await,
-            None => reporter.clear(part).await,
+            Some(problem) => reporter.raise(part.as_ref(), &problem).await,
+            None => reporter.clear(part.as_ref()).await,
         }
     }
 }

@@ -37,7 +37,8 @@ impl Channel {
     }
 }
 
-fn way(path: &Path) -> Result<(PathBuf, f64, f64), String> {
+/// Which file is read, its offset and its scale.
+pub(super) fn way(path: &Path) -> Result<(PathBuf, f64, f64), String> {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let beside = |name: &str| path.with_file_name(name);
     let channel = if let Some(channel) = name.strip_suffix("_raw") {

@@ -8,9 +8,10 @@
 //! device): numbers of devices change from boot to boot. It must match exactly one file; which,
 //! is looked up again after every failure.
 //!
-//! Absent: buffered reading of IIO devices through `/dev/iio:deviceN` and its triggers; every read
-//! is a conversion of its own, which the devices of a home are quick enough for.
+//! Every read is a conversion of its own, which the devices of a home are quick enough for; one that
+//! converts at a trigger of its own is read from its buffer.
 
+mod buffer;
 mod files;
 mod iio;
 mod readers;
@@ -43,6 +44,7 @@ pub struct Probe(Kind);
 #[derive(Debug)]
 enum Kind {
     Iio(iio::Channel),
+    Buffer(buffer::Buffered),
     Number(Place),
     Supply(Place),
     File(files::Watched),
@@ -55,6 +57,11 @@ impl Probe {
     /// or its name up to there.
     pub fn iio(path: &Path) -> Self {
         Self(Kind::Iio(iio::Channel::new(path)))
+    }
+
+    /// A channel of a device that converts at each `trigger`, by the trigger's name: its buffer.
+    pub fn iio_buffer(path: &Path, trigger: &str) -> Self {
+        Self(Kind::Buffer(buffer::Buffered::new(path, trigger)))
     }
 
     /// A file of the kernel with one number: hardware monitors.
@@ -97,6 +104,7 @@ impl Probe {
         let fresh = |value| Raw { value, age: Duration::ZERO };
         let raw = match &mut self.0 {
             Kind::Iio(channel) => channel.read().map(fresh),
+            Kind::Buffer(buffer) => buffer.read(now),
             Kind::Number(place) => place.resolved(files::number).map(fresh),
             Kind::File(file) => file.read(now),
             Kind::Replay(recording) => Ok(recording.read(now)),

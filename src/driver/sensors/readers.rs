@@ -1,11 +1,13 @@
 //! Threads that read sensors, so that one which hangs holds up no other.
 //!
-//! One thread reads as long as reads are quick. While a read takes longer than [`SLOW`] the next sensor
-//! gets a thread of its own; a thread that comes back is used again. There is never more than one
-//! read of a sensor under way, so there are never more threads than sensors, however many hang.
+//! One thread reads what waits, one sensor after the other, as long as reads are quick. While nothing was begun for
+//! [`SLOW`] and something waits, another thread takes it over; a thread that comes back is used again. There is
+//! never more than one read of a sensor under way, so there are never more threads than sensors, however many
+//! hang.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Measured, Probe};
@@ -25,7 +27,6 @@ pub struct Done {
     pub probe: Probe,
     /// What came of it.
     pub measured: Measured,
-    worker: usize,
 }
 
 #[derive(Debug)]
@@ -39,21 +40,49 @@ struct Job {
 #[derive(Debug)]
 pub struct Readers {
     clock: Clock,
-    workers: Vec<Sender<Job>>,
-    idle: Vec<usize>,
-    /// When the last read was handed to a thread.
-    given: Option<Instant>,
-    waiting: VecDeque<Job>,
+    shared: Arc<Shared>,
+    threads: usize,
+    /// Reads that had been begun when that number last changed, and when that was.
+    begun: (u64, Option<Instant>),
     done: Receiver<Done>,
     sender: Sender<Done>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    more: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// At most one for each sensor.
+    jobs: VecDeque<Job>,
+    begun: u64,
+    /// Threads that wait for a job.
+    idle: usize,
+    closed: bool,
+}
+
+impl Shared {
+    /// Nothing that could panic is done with the queue in hand.
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        self.shared.queue().closed = true;
+        self.shared.more.notify_all();
+    }
 }
 
 impl Readers {
     /// No thread yet. `clock` is that of the recordings.
     pub fn new(clock: Clock) -> Self {
         let (sender, done) = channel();
-        let (workers, idle, waiting) = (Vec::new(), Vec::new(), VecDeque::new());
-        Self { clock, workers, idle, given: None, waiting, done, sender }
+        Self { clock, shared: Arc::default(), threads: 0, begun: (0, None), done, sender }
     }
 
     /// Has a sensor read; its probe comes back with [`Done`].
@@ -61,74 +90,88 @@ impl Readers {
     /// # Errors
     /// There is no thread and none can be started.
     pub fn submit(&mut self, now: Instant, place: usize, probe: Probe) -> std::io::Result<()> {
-        self.waiting.push_back(Job { place, probe });
-        self.hand_out(now)
-    }
-
-    /// Gives reads that wait to threads that are free, or to a new one if all have been busy for
-    /// too long.
-    fn hand_out(&mut self, now: Instant) -> std::io::Result<()> {
-        while !self.waiting.is_empty() {
-            let worker = match self.idle.pop() {
-                Some(worker) => worker,
-                None if self.workers.is_empty() => self.hire()?,
-                // Without another thread the others are waited for.
-                None if self.is_slow(now) => match self.hire() {
-                    Ok(worker) => worker,
-                    Err(_) => return Ok(()),
-                },
-                None => return Ok(()),
-            };
-            let Some(job) = self.waiting.pop_front() else { return Ok(()) };
-            self.given = Some(now);
-            if let Err(refused) = self.workers[worker].send(job) {
-                // Its thread is gone, which only a panic can do: the next one gets the job.
-                self.waiting.push_front(refused.0);
-            }
+        let mut queue = self.shared.queue();
+        queue.jobs.push_back(Job { place, probe });
+        let (is_first, idle) = (queue.jobs.len() == 1, queue.idle);
+        drop(queue);
+        if is_first {
+            // It waits from now on.
+            self.begun.1 = Some(now);
         }
-        Ok(())
+        match self.threads {
+            0 => self.hire(),
+            _ if is_first && idle > 0 => {
+                // One thread takes all that follows as well.
+                self.shared.more.notify_one();
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 
-    fn is_slow(&self, now: Instant) -> bool {
-        self.given.is_none_or(|given| now.duration_since(given) >= SLOW)
+    /// Has another thread take over what waits, if all that are busy have been so for too long.
+    fn attend(&mut self, now: Instant) {
+        let queue = self.shared.queue();
+        let (waiting, begun, idle) = (!queue.jobs.is_empty(), queue.begun, queue.idle);
+        drop(queue);
+        if begun != self.begun.0 {
+            self.begun = (begun, Some(now));
+        }
+        let is_slow = self.begun.1.is_none_or(|since| now.duration_since(since) >= SLOW);
+        if !waiting || !is_slow {
+            return;
+        }
+        if idle > 0 {
+            self.shared.more.notify_one();
+        } else {
+            // Without another thread the others are waited for.
+            let _ = self.hire();
+        }
+        self.begun.1 = Some(now);
     }
 
-    fn hire(&mut self) -> std::io::Result<usize> {
-        let (jobs, inbox) = channel();
-        let (done, worker, clock) = (self.sender.clone(), self.workers.len(), self.clock);
+    fn hire(&mut self) -> std::io::Result<()> {
+        let (shared, done, clock) = (Arc::clone(&self.shared), self.sender.clone(), self.clock);
         let builder = std::thread::Builder::new().name("sensor-reader".to_owned());
-        builder.stack_size(STACK_BYTES).spawn(move || work(worker, &inbox, &done, clock))?;
-        self.workers.push(jobs);
-        Ok(worker)
+        builder.stack_size(STACK_BYTES).spawn(move || work(&shared, &done, clock))?;
+        self.threads += 1;
+        Ok(())
     }
 
     /// Whether reads wait for a thread; then [`Self::next`] is to be called again after [`SLOW`].
     pub fn is_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.shared.queue().jobs.is_empty()
     }
 
     /// The next read that has ended, if one does within `patience`.
-    ///
-    /// # Errors
-    /// A thread is needed and cannot be started.
-    pub fn next(&mut self, now: Instant, patience: Duration) -> std::io::Result<Option<Done>> {
-        self.hand_out(now)?;
-        match self.done.recv_timeout(patience) {
-            Ok(done) => {
-                self.idle.push(done.worker);
-                self.hand_out(now)?;
-                Ok(Some(done))
-            }
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Ok(None),
+    pub fn next(&mut self, now: Instant, patience: Duration) -> Option<Done> {
+        self.attend(now);
+        self.done.recv_timeout(patience).ok()
+    }
+}
+
+fn work(shared: &Shared, done: &Sender<Done>, clock: Clock) {
+    while let Some(Job { place, mut probe }) = job(shared) {
+        let measured = probe.read(clock.now());
+        if done.send(Done { place, probe, measured }).is_err() {
+            return;
         }
     }
 }
 
-fn work(worker: usize, jobs: &Receiver<Job>, done: &Sender<Done>, clock: Clock) {
-    while let Ok(Job { place, mut probe }) = jobs.recv() {
-        let measured = probe.read(clock.now());
-        if done.send(Done { place, probe, measured, worker }).is_err() {
-            return;
+/// Waits for one; `None` at the end.
+fn job(shared: &Shared) -> Option<Job> {
+    let mut queue = shared.queue();
+    loop {
+        if queue.closed {
+            return None;
         }
+        if let Some(job) = queue.jobs.pop_front() {
+            queue.begun += 1;
+            return Some(job);
+        }
+        queue.idle += 1;
+        queue = shared.more.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        queue.idle -= 1;
     }
 }

@@ -17,7 +17,7 @@
 //! - **Away** (holiday): nothing is detected and nothing learned, until it is called off or its time is over.
 //! - **Restart**: silence goes on from the last sign before it, so that a fall in a power cut is
 //!   noticed; but nothing is detected before somebody had [`GRACE`] to show himself. Silence over a pause that was
-//!   not observed is not learned. After more than `FORGET` the silence begins anew.
+//!   not observed is not learned. A sign as long before it as `FORGET` is forgotten, and silence begins anew.
 //!
 //! Invariants: detected and cleared come in turn; while it is not away, a silence of [`LONGEST`] is
 //! detected whatever was learned; what was learned of an hour is at most its limit, so that an
@@ -39,7 +39,7 @@ use rhythm::Rhythm;
 pub const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// After a start nothing is detected for so long.
 pub const GRACE: Duration = Duration::from_secs(30 * 60);
-/// After a pause as long as this, the sign before it says nothing any more.
+/// A sign as long as this before the start says nothing any more.
 const FORGET: Duration = Duration::from_secs(24 * 3600);
 /// An hour counts as observed with so much of it.
 const OBSERVED: Duration = Duration::from_secs(45 * 60);
