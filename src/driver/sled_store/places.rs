@@ -106,7 +106,7 @@ impl Places {
         let made = &mut self.made[lane.index()];
         *made = (*made).max(newest.saturating_add(1));
         let end = newest.saturating_add(1 + AHEAD);
-        if end - *made < AHEAD / 2 {
+        if end.saturating_sub(*made) < AHEAD / 2 {
             return;
         }
         for position in *made..end {
