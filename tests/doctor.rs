@@ -44,7 +44,7 @@ fn each_thing_that_is_wrong_has_a_line_that_says_how_to_mend_it() {
     assert_eq!(code, Some(74), "{out}{error}");
     assert!(out.contains("WRONG outbox        write in "), "{out}");
     assert!(out.contains("WRONG broker        mqtt://127.0.0.1:"), "{out}");
-    assert!(out.contains("is the address right, the broker up"), "{out}");
+    assert!(out.contains("refused the connection: is it running?\n"), "{out}");
     assert!(
         error.contains("not in order: outbox, broker;")
             && error.lines().filter(|line| line.starts_with("hark: ")).count() == 1,
