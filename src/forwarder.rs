@@ -43,7 +43,7 @@ use receipts::{AWAITING_MAX, Awaiting, GRACE};
 pub use types::{Confirm, Fate, Flight, Mode, Overdue, Rules, Settled, Wanted};
 
 /// A page: enough to keep the window full between two reads, little enough for a small device.
-const PAGE: PageLimit = PageLimit { records: 256, bytes: 256 * 1024 };
+const PAGE: PageLimit = PageLimit { records: 128, bytes: 128 * 1024 };
 /// The next page is wanted when so few records are left, so that it is there when they are gone: a commit,
 /// behind which it may have to wait, takes as long as some hundred publishes.
 const READ_AHEAD: usize = PAGE.records;

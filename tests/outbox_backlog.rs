@@ -188,8 +188,10 @@ fn a_drained_backlog_leaves_a_small_file_and_no_memory() {
     println!("{left} bytes are left");
     assert!(left < LEFT_BYTES, "{left}");
     assert!(stored > LEFT_BYTES, "the backlog was too small to show anything: {stored}");
-    let most = most_kib.max(full_kib).saturating_sub(empty_kib);
-    assert!(most < 32 * 1024, "{most} KiB of memory more than with an empty outbox");
+    let over = |kib: u64| kib.saturating_sub(empty_kib);
+    assert!(over(full_kib) < 32 * 1024, "{} KiB more than with an empty outbox", over(full_kib));
+    // While it is drained the records on their way are there as well (`docs/outbox.md`).
+    assert!(over(most_kib) < 40 * 1024, "{} KiB more while it is drained", over(most_kib));
 
     // It goes on as before.
     let answer = device

@@ -51,7 +51,7 @@ pub(super) const SEGMENT_BYTES: usize = 512 * 1024;
 /// Pages are read in order and removed soon after, so that more would be of no use; with less than a leaf of
 /// sixteen ordinary events (12 KiB) in each of its 256 parts a leaf would be read anew for each of its events.
 /// sled's default is 1 GiB.
-const CACHE_BYTES: u64 = 5 * 1024 * 1024;
+const CACHE_BYTES: u64 = 3 * 1024 * 1024;
 /// How often sled's own thread looks for segments to reuse, and syncs: commits do not wait for it,
 /// without it the file only grows, and each time a drive is asked to flush. With 500, 2,000 and
 /// 5,000 a drained backlog left the same file.
