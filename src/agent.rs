@@ -22,33 +22,31 @@ mod listening;
 mod pressing;
 mod reporter;
 mod sensing;
+mod serving;
 mod signalling;
 
-use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, watch};
-use tokio::time::MissedTickBehavior;
 
 use crate::cli::{Failure, VERSION, exit};
 use crate::clock::{Clock, Rng};
 use crate::config::Config;
 use crate::driver::outbox_admin::Admin;
 use crate::driver::outbox_disk::OutboxDisk;
-use crate::driver::{host, ingest, ops, outbox_open, outbox_writer, sled_store::SledStore};
+use crate::driver::{host, ingest, outbox_open, outbox_writer, sled_store::SledStore};
 use crate::event::{Lane, catalogue::Maker, catalogue::Occurrence};
 use crate::outbox::{Chronicle, Limits, Outbox};
 use crate::sensor::button::Press;
-use crate::status::Status;
 use crate::supervisor::{Budget, Report, Stage, Supervisor};
 
 pub use activity::{Activity, activity_file};
 use board::Board;
 pub use listening::{Listener, ListenerFactory};
 use reporter::Reporter;
+use serving::{beat, source, start_ingest, start_ops};
 
 /// How long an orderly end waits for the broker to take what is stored.
 pub const DRAIN: Duration = Duration::from_secs(5);
@@ -59,10 +57,6 @@ const ROUND: Duration = Duration::from_secs(5);
 /// How long the outbox may take to answer: salvage of a damaged store takes three seconds, a
 /// sync of a worn card seldom more than one.
 const HANG: Duration = Duration::from_secs(30);
-/// Between two attempts to listen for whoever asks for metrics.
-const REBIND: Duration = Duration::from_secs(30);
-/// The part that is at fault when that fails.
-const OPS: &str = "ops";
 /// A part that ran for so long after a restart counts as mended.
 const MENDED: Duration = Duration::from_secs(30);
 
@@ -425,80 +419,6 @@ fn start_outbox(
         None => Err("was started twice".to_owned()),
     });
     handle
-}
-
-async fn start_ingest(
-    supervisor: &mut Supervisor,
-    path: PathBuf,
-    services: ingest::Services,
-) -> Result<(), Failure> {
-    // Bound here once, so that a wrong path ends the start with its message.
-    let first =
-        ingest::bind(&path).await.map_err(|e| Failure::new(exit::UNAVAILABLE, e.to_string()))?;
-    let mut first = Some(first);
-    supervisor.task(Stage::Source, "ingest", BUDGET, move |stop| {
-        let (bound, path, services) = (first.take(), path.clone(), services.clone());
-        async move {
-            let listener = match bound {
-                Some(listener) => listener,
-                None => ingest::bind(&path).await.map_err(|e| e.to_string())?,
-            };
-            let served = ingest::serve(listener, services, stop.receiver()).await;
-            served.map_err(|e| format!("serve {}: {e}", path.display()))
-        }
-    });
-    Ok(())
-}
-
-fn source(board: &Board) -> ops::Source {
-    let board = board.clone();
-    ops::Source::new(move || board.status())
-}
-
-/// A port that another program has must not keep the device from alarming: a fault, and another try.
-fn start_ops(supervisor: &mut Supervisor, address: SocketAddr, board: &Board, reporter: &Reporter) {
-    let (status, reporter) = (source(board), reporter.clone());
-    supervisor.task(Stage::Source, "ops", BUDGET, move |stop| {
-        let (status, reporter) = (status.clone(), reporter.clone());
-        async move {
-            let mut stopped = stop.receiver();
-            while !*stopped.borrow() {
-                match ops::bind(address).await {
-                    Ok(listener) => {
-                        reporter.clear(OPS).await;
-                        let served = ops::serve(listener, status, stopped).await;
-                        return served.map_err(|e| format!("serve {address}: {e}"));
-                    }
-                    Err(error) => {
-                        let problem = format!(
-                            "no metrics: listen on {address}: {error}; set ops.listen to a free port, or to \"\""
-                        );
-                        reporter.raise(OPS, &problem).await;
-                    }
-                }
-                let _ = tokio::time::timeout(REBIND, stopped.wait_for(|stop| *stop)).await;
-            }
-            Ok(())
-        }
-    });
-}
-
-/// Sends a heartbeat now and then, for ever.
-async fn beat(interval: Duration, board: &Board, reporter: &Reporter) -> Infallible {
-    let mut heart = tokio::time::interval(interval);
-    // Behind a hang or a sleep of the machine one says it all.
-    heart.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    // The first tick is at once, and what begins is told by `device.session.started`.
-    heart.tick().await;
-    loop {
-        heart.tick().await;
-        // An alarm has events of its own.
-        let health = Status { alarm: None, ..board.status() }.to_value();
-        let heartbeat = Occurrence::Heartbeat { health };
-        if let Err(error) = reporter.report(&heartbeat).await {
-            tracing::error!("a heartbeat is not recorded: {error}");
-        }
-    }
 }
 
 /// Runs until there is a reason to end: `Ok` with it, or a part that was given up.
