@@ -145,9 +145,14 @@ fn judge(trace: &str) -> (BTreeSet<String>, BTreeSet<String>) {
 
 #[test]
 fn no_event_is_reported_accepted_before_its_sync_has_returned() {
-    let (reported, covered) = judge(&trace(false));
+    let trace = trace(false);
+    let (reported, covered) = judge(&trace);
     assert_eq!(reported.len(), EVENTS);
     assert_eq!(reported, covered);
+    // A batch and its manifest share one: two an event before they did, and opening takes a few.
+    let syncs = trace.matches("sync(").count();
+    eprintln!("{syncs} syncs for {EVENTS} commits");
+    assert!(syncs < EVENTS * 8 / 5, "{syncs} syncs for {EVENTS} commits");
 }
 
 #[test]
@@ -196,8 +201,8 @@ fn a_sync_that_fails_is_never_an_acceptance_and_the_process_ends() {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let accepted = text.lines().filter(|line| line.contains("accepted event-")).count();
-    // A commit takes two syncs, and opening a few.
-    assert!((5..15).contains(&accepted), "{text}");
+    // A commit takes one sync, at times two, and opening a few.
+    assert!((5..30).contains(&accepted), "{text}");
     let refused = text.lines().find(|line| line.contains("refused event-")).unwrap();
     assert!(refused.contains("takes nothing more since a commit failed"), "{refused}");
     assert!(refused.contains("Input/output error"), "{refused}");

@@ -8,6 +8,7 @@ pub mod button;
 pub mod dialler;
 pub mod host;
 pub mod ingest;
+mod joined_sync;
 pub mod led;
 mod marks;
 pub mod memory_file;

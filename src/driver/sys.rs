@@ -26,9 +26,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::joined_sync::{self, JoinedSyncs, Piece};
 use crate::clock::ClockState;
 
 static REAL_SYNCS: AtomicU64 = AtomicU64::new(0);
+static JOINED: JoinedSyncs = JoinedSyncs::new(joined_sync::COMPANY);
 
 /// How many syncs of sled's log have gone through [`sync_file_range`] here and succeeded.
 pub fn real_syncs() -> u64 {
@@ -38,7 +40,8 @@ pub fn real_syncs() -> u64 {
 }
 
 /// The C library's function of this name, made stronger: everything written to the file so far,
-/// not only the range, and what is needed to read it back, is on stable storage when it returns.
+/// not only the range, and what is needed to read it back, is on stable storage when it returns. The manifest of a
+/// batch shares the sync of the piece behind it ([`joined_sync`]).
 ///
 /// Returns 0, or −1 with `errno` set by `fdatasync`: sled then fails for good, as it should.
 ///
@@ -46,18 +49,35 @@ pub fn real_syncs() -> u64 {
 // SAFETY: this replaces a symbol of the C library with the same signature and with more, never
 // less, of its effect; nothing in the C library itself calls it.
 #[unsafe(no_mangle)]
-pub extern "C" fn sync_file_range(fd: c_int, _offset: i64, _bytes: i64, _flags: u32) -> c_int {
+pub extern "C" fn sync_file_range(fd: c_int, offset: i64, bytes: i64, _flags: u32) -> c_int {
+    let piece = Piece { from: offset, to: offset.saturating_add(bytes) };
+    let is_manifest = joined_sync::is_manifest(piece, |buffer| read_whole(fd, buffer, offset));
+    JOINED.sync(fd, piece, is_manifest, || sync_data(fd)).map_or_else(|result| result, |()| 0)
+}
+
+/// `fdatasync`, counted; what it returned and `errno` remain if it failed.
+fn sync_data(fd: c_int) -> Result<(), c_int> {
     loop {
         // SAFETY: takes no pointer; a descriptor that is not open is answered with EBADF.
         let result = unsafe { libc::fdatasync(fd) };
         if result == 0 {
             REAL_SYNCS.fetch_add(1, Ordering::Release);
-            return 0;
+            return Ok(());
         }
-        if std::io::Error::last_os_error().kind() != std::io::ErrorKind::Interrupted {
-            return result;
+        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return Err(result);
         }
     }
+}
+
+/// Whether as many bytes as the buffer holds are there.
+fn read_whole(fd: c_int, buffer: &mut [u8], offset: i64) -> bool {
+    libc::off_t::try_from(offset).is_ok_and(|offset| {
+        // SAFETY: the pointer and the length are those of a buffer that lives as long as the call; a descriptor
+        // that is not open is answered with EBADF.
+        let read = unsafe { libc::pread(fd, buffer.as_mut_ptr().cast(), buffer.len(), offset) };
+        usize::try_from(read).is_ok_and(|read| read == buffer.len())
+    })
 }
 
 /// Monotonic time since the device booted: the clock of `Instant`, in a form that another process of
