@@ -88,8 +88,9 @@ impl Queue {
 /// The way of the records from the outbox to the session and back; see the [module](self).
 #[derive(Debug)]
 pub struct Forwarder {
-    device: String,
     rules: Rules,
+    /// By lane.
+    topics: [Arc<str>; 3],
     content_type: Arc<str>,
     queues: [Queue; 3],
     flights: HashMap<u64, Flight>,
@@ -115,8 +116,8 @@ impl Forwarder {
     /// For the events of one device, which stands in the topics.
     pub fn new(device: &str, rules: Rules) -> Self {
         Self {
-            device: device.to_owned(),
             rules,
+            topics: Lane::ALL.map(|lane| events_topic(device, lane)),
             content_type: json::MEDIA_TYPE.into(),
             queues: Default::default(),
             flights: HashMap::new(),
@@ -246,7 +247,7 @@ impl Forwarder {
     fn flight(&self, record: Record, rounds: u32, wall: WallTime) -> Flight {
         let Record { lane, position, event, .. } = record;
         let payload = json::to_vec(&event).into();
-        let mut outgoing = Outgoing::new(0, events_topic(&self.device, lane), payload);
+        let mut outgoing = Outgoing::new(0, Arc::clone(&self.topics[lane.index()]), payload);
         outgoing.content_type = Some(Arc::clone(&self.content_type));
         outgoing.urgent = lane == Lane::Alert;
         outgoing.expiry_s = expiry_s(event.attribute("expirytime"), wall);

@@ -53,7 +53,12 @@ pub fn parse_batch(text: &[u8]) -> Result<Vec<Event>, EventError> {
 
 /// Writes the event; the inverse of [`parse`].
 pub fn to_vec(event: &Event) -> Vec<u8> {
-    let mut out = Vec::with_capacity(512);
+    let data = match event.data() {
+        Data::Absent => 0,
+        Data::Json(raw) => raw.len(),
+        Data::Base64(text) => text.len(),
+    };
+    let mut out = Vec::with_capacity(data + 512);
     let attributes = event.attributes();
     let leading = LEADING.iter().filter_map(|&name| attributes.get_key_value(name));
     let others = attributes.iter().filter(|(name, _)| !LEADING.contains(&name.as_str()));
@@ -98,7 +103,11 @@ pub fn to_line(event: &Event) -> Vec<u8> {
 
 fn write_json(out: &mut Vec<u8>, text: &str) {
     // A string into memory cannot fail; were it to, an empty string stands in its place.
-    out.extend_from_slice(&serde_json::to_vec(text).unwrap_or_else(|_| b"\"\"".to_vec()));
+    let before = out.len();
+    if serde_json::to_writer(&mut *out, text).is_err() {
+        out.truncate(before);
+        out.extend_from_slice(b"\"\"");
+    }
 }
 
 fn not_json(error: serde_json::Error) -> EventError {
