@@ -1,6 +1,6 @@
 //! How fast a stored backlog reaches the broker, and how soon an alert does, beside others.
 //!
-//! `scripts/bench uplink [EVENTS] [drain|latency]`: 100,000 events of 700 bytes, window 100, mosquitto
+//! `scripts/bench uplink [EVENTS] [drain|latency|overtake]`: 100,000 events of 700 bytes, window 100, mosquitto
 //! without persistence on the loopback interface, all peers in each round. Ours reads a synced store and
 //! removes from it; the others have their messages in memory.
 #![allow(clippy::disallowed_methods, reason = "real time is what is measured")]
@@ -10,6 +10,7 @@
 mod support;
 
 mod latency;
+mod overtake;
 mod peers;
 
 use std::time::{Duration, Instant};
@@ -47,6 +48,9 @@ fn main() {
     }
     if "latency".contains(&only) || only.is_empty() {
         latency::table();
+    }
+    if "overtake".contains(&only) || only.is_empty() {
+        overtake::table();
     }
 }
 
