@@ -7,10 +7,11 @@
 //!
 //! - *GPIO*: both edges are asked for, so that each change is an event, by the monotonic clock unless another is
 //!   asked for; the level at the beginning is read. `active = "low"` is given to the kernel, which then reports pressed as 1.
-//! - *evdev*: packed `struct input_event`; repeats (value 2) are neither press nor release. The level at
-//!   the beginning is unknown and taken for up. Its times are those of the wall clock, which may be set
-//!   meanwhile, unless the device is asked for monotonic ones; what cannot be asked is no input device
-//!   (a pipe of a test), and its levels have the time at which they are read.
+//! - *evdev*: packed `struct input_event`; repeats (value 2) are neither press nor release. The device is asked
+//!   for the level at the beginning, and again when the kernel says that it had no room for some events
+//!   (`SYN_DROPPED`): a press that was lost whole is lost, a key that stays down or up is not. Its times are those
+//!   of the wall clock, which may be set meanwhile, unless the device is asked for monotonic ones. What cannot be
+//!   asked is no input device (a pipe of a test): it begins up, and its levels have the time at which they are read.
 //!
 //! A read that fails or ends means that the device has gone. Absent: opening it again (`agent`).
 //!
@@ -32,7 +33,10 @@ use crate::clock::Clock;
 const WORD_BYTES: usize = size_of::<usize>();
 /// Bytes of a `struct input_event`: the time, then type, code and value.
 const EVENT_BYTES: usize = 2 * WORD_BYTES + 8;
-/// `EV_KEY`.
+/// `EV_SYN`, its codes `SYN_REPORT` and `SYN_DROPPED`, and `EV_KEY`.
+const EV_SYN: u16 = 0;
+const SYN_REPORT: u16 = 0;
+const SYN_DROPPED: u16 = 3;
 const EV_KEY: u16 = 1;
 /// Events that are read at a time.
 const EVENTS: usize = 16;
@@ -131,9 +135,7 @@ enum Source {
 pub fn open(contact: &Contact, clock: Clock) -> Result<(Levels, bool), ButtonError> {
     match contact {
         Contact::Gpio { chip, line, active_low } => open_gpio(chip, *line, *active_low, clock),
-        Contact::Evdev { device, key } => {
-            open_evdev(device, *key, clock).map(|levels| (levels, false))
-        }
+        Contact::Evdev { device, key } => open_evdev(device, *key, clock),
     }
 }
 
@@ -158,7 +160,7 @@ fn open_gpio(
     Ok((levels, level == Value::Active))
 }
 
-fn open_evdev(device: &Path, key: u16, clock: Clock) -> Result<Levels, ButtonError> {
+fn open_evdev(device: &Path, key: u16, clock: Clock) -> Result<(Levels, bool), ButtonError> {
     let failed = |e: io::Error| {
         let advice = match e.kind() {
             io::ErrorKind::PermissionDenied => "; hark must be in the group `input`",
@@ -169,9 +171,10 @@ fn open_evdev(device: &Path, key: u16, clock: Clock) -> Result<Levels, ButtonErr
     let mut options = File::options();
     let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(device).map_err(failed)?;
     let anchor = sys::stamp_monotonic(&file).is_ok().then(|| Anchor::new(clock));
-    let keys = Keys { key, anchor, clock, rest: Vec::new() };
+    let keys = Keys { key, anchor, clock, rest: Vec::new(), incomplete: false };
+    let pressed = sys::key_is_down(&file, key).unwrap_or(false);
     let file = wait_on(file).map_err(failed)?;
-    Ok(Levels { path: device.to_owned(), source: Source::Evdev { file, keys } })
+    Ok((Levels { path: device.to_owned(), source: Source::Evdev { file, keys } }, pressed))
 }
 
 #[allow(deprecated, reason = "both types keep their descriptor for life, which is all it asks for")]
@@ -262,6 +265,8 @@ struct Keys {
     clock: Clock,
     /// The beginning of an event whose end was not read yet.
     rest: Vec<u8>,
+    /// Events were lost, and the next report is of what was left of several.
+    incomplete: bool,
 }
 
 impl Keys {
@@ -271,37 +276,49 @@ impl Keys {
             Ok(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it has ended")),
             Ok(count) => {
                 self.rest.extend_from_slice(&bytes[..count]);
-                Ok(Some(self.take()))
+                let (mut levels, lost) = self.take();
+                if lost {
+                    let at = self.clock.now();
+                    levels.push(Level { pressed: sys::key_is_down(file, self.key)?, at });
+                }
+                Ok(Some(levels))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Takes the whole events out of what was read: the levels of the key.
-    fn take(&mut self) -> Vec<Level> {
-        let now = self.clock.now();
-        let (events, rest) = self.rest.as_chunks::<EVENT_BYTES>();
-        let (rest, at) = (rest.to_vec(), |stamp| self.anchor.map_or(now, |a| a.instant(stamp)));
-        let levels = events.iter().filter_map(|event| level(event, self.key));
-        let levels = levels.map(|(pressed, stamp)| Level { pressed, at: at(stamp) }).collect();
-        self.rest = rest;
-        levels
+    /// Takes the whole events out of what was read: the levels of the key, and whether events were lost after
+    /// them.
+    fn take(&mut self) -> (Vec<Level>, bool) {
+        let (now, mut levels, mut lost) = (self.clock.now(), Vec::new(), false);
+        let bytes = std::mem::take(&mut self.rest);
+        let (events, rest) = bytes.as_chunks::<EVENT_BYTES>();
+        for (stamp, kind, code, value) in events.iter().filter_map(fields) {
+            match (kind, code, value) {
+                (EV_SYN, SYN_DROPPED, _) => (self.incomplete, lost) = (true, true),
+                (EV_SYN, SYN_REPORT, _) => self.incomplete = false,
+                (EV_KEY, code, 0..=1) if code == self.key && !self.incomplete => {
+                    let at = self.anchor.map_or(now, |anchor| anchor.instant(stamp));
+                    levels.push(Level { pressed: value == 1, at });
+                }
+                _ => {}
+            }
+        }
+        self.rest = rest.to_vec();
+        (levels, lost)
     }
 }
 
-/// The level that an event tells of the key, and its time.
-fn level(event: &[u8; EVENT_BYTES], key: u16) -> Option<(bool, Duration)> {
+/// Time, type, code and value of an event.
+fn fields(event: &[u8; EVENT_BYTES]) -> Option<(Duration, u16, u16, i32)> {
     let (words, _) = event.as_chunks::<WORD_BYTES>();
     let [seconds, micros, ..] = *words else { return None };
     let number = |word| u64::try_from(usize::from_ne_bytes(word)).unwrap_or(u64::MAX);
     let stamp = Duration::from_secs(number(seconds)) + Duration::from_micros(number(micros));
     let [t0, t1, c0, c1, v0, v1, v2, v3] = *event.last_chunk()?;
     let (kind, code) = (u16::from_ne_bytes([t0, t1]), u16::from_ne_bytes([c0, c1]));
-    match i32::from_ne_bytes([v0, v1, v2, v3]) {
-        value @ 0..=1 if kind == EV_KEY && code == key => Some((value == 1, stamp)),
-        _ => None,
-    }
+    Some((stamp, kind, code, i32::from_ne_bytes([v0, v1, v2, v3])))
 }
 
 #[cfg(test)]
@@ -329,10 +346,14 @@ mod tests {
     fn in_one_read(stamped: bool, changes: &[(usize, i32)]) -> Vec<Level> {
         let anchor = Anchor { at: clock().now(), since_boot: Duration::from_secs(10) };
         let anchor = stamped.then_some(anchor);
-        let mut keys = Keys { key: KEY, anchor, clock: clock(), rest: Vec::new() };
+        let mut keys = keys(anchor);
         keys.rest =
             changes.iter().flat_map(|(ms, value)| event(*ms, EV_KEY, KEY, *value)).collect();
-        keys.take()
+        keys.take().0
+    }
+
+    fn keys(anchor: Option<Anchor>) -> Keys {
+        Keys { key: KEY, anchor, clock: clock(), rest: Vec::new(), incomplete: false }
     }
 
     /// The presses in these levels, which are looked at long afterwards.
@@ -377,16 +398,41 @@ mod tests {
         let anchor = Anchor { at: clock().now(), since_boot: Duration::from_secs(10) };
         let at = |ms: u64| anchor.at + Duration::from_millis(ms) - Duration::from_secs(10);
         for piece in [1, 7, 24, 1000] {
-            let mut keys =
-                Keys { key: KEY, anchor: Some(anchor), clock: clock(), rest: Vec::new() };
+            let mut keys = keys(Some(anchor));
             let mut levels = Vec::new();
             for bytes in stream.chunks(piece) {
                 keys.rest.extend_from_slice(bytes);
-                levels.extend(keys.take());
+                let (told, lost) = keys.take();
+                assert!(!lost);
+                levels.extend(told);
             }
             let told = [(true, 9_500), (false, 12_000)];
             let told = told.map(|(pressed, ms)| Level { pressed, at: at(ms) });
             assert_eq!((levels, keys.rest.len()), (told.to_vec(), 0), "in pieces of {piece}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_lost_events_is_no_level_and_the_device_is_asked() {
+        let stream = [
+            event(11_000, EV_KEY, KEY, 1),
+            event(11_000, EV_SYN, SYN_REPORT, 0),
+            event(12_000, EV_SYN, SYN_DROPPED, 0),
+            // Of a report whose beginning is lost.
+            event(12_000, EV_KEY, KEY, 1),
+            event(12_000, EV_SYN, SYN_REPORT, 0),
+            event(13_000, EV_KEY, KEY, 0),
+        ]
+        .concat();
+        for piece in [24, 1000] {
+            let (mut keys, mut levels, mut asked) = (keys(None), Vec::new(), 0);
+            for bytes in stream.chunks(piece) {
+                keys.rest.extend_from_slice(bytes);
+                let (told, lost) = keys.take();
+                levels.extend(told.iter().map(|level| level.pressed));
+                asked += u8::from(lost);
+            }
+            assert_eq!((levels, asked), (vec![true, false], 1), "in pieces of {piece}");
         }
     }
 

@@ -11,7 +11,7 @@
 //! - A bound on what a TCP socket takes and has not sent.
 //! - How much room there is on a disk.
 //! - Monotonic time since boot, for deadlines that outlive the process.
-//! - An input device's times by the same clock.
+//! - An input device's times by the same clock, and which of its keys are down.
 //! - Killing a process group.
 //! - How much memory the C library holds on to.
 
@@ -110,6 +110,25 @@ pub fn stamp_monotonic(device: &File) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Whether a key of an input device is down now.
+///
+/// # Errors
+/// It is no input device.
+///
+/// Source: Linux include/uapi/linux/input.h, `EVIOCGKEY`; input-event-codes.h, `KEY_MAX`.
+pub fn key_is_down(device: &File, key: u16) -> io::Result<bool> {
+    const BYTES: usize = 0x2ff / 8 + 1;
+    // _IOC(_IOC_READ, 'E', 0x18, BYTES).
+    const EVIOCGKEY: libc::Ioctl = (2 << 30 | (BYTES as u32) << 16 | 0x4518) as libc::Ioctl;
+    let mut down = [0u8; BYTES];
+    // SAFETY: the descriptor is open as long as `device` is borrowed; the call writes at most as many bytes as
+    // its number says.
+    if unsafe { libc::ioctl(device.as_raw_fd(), EVIOCGKEY, down.as_mut_ptr()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(down.get(usize::from(key) / 8).is_some_and(|byte| byte >> (key % 8) & 1 == 1))
 }
 
 /// Kills every process of the group `leader`.
