@@ -28,7 +28,7 @@ use hark::driver::models;
 use hark::voice::{Detection, Detector, Settings};
 use support::mosquitto::{Mosquitto, Subscriber};
 
-/// What the child is to do: `detect`, `overrun`, `unknown`, `stale`, `run INPUT` or `health`.
+/// What the child is to do: `detect`, `overrun`, `unknown`, `stale`, `run INPUT` or `health BLOCKS`.
 const TASK: &str = "HARK_TEST_MICROPHONE_TASK";
 /// Where the child writes what came of it.
 const REPORT: &str = "HARK_TEST_MICROPHONE_REPORT";
@@ -66,7 +66,9 @@ fn child() {
         "detect" => capture_and_detect(),
         "overrun" => capture_too_late(),
         "stale" => capture_until_stale(),
-        "health" => run_agent("default", 250, |_| {}),
+        health if health.starts_with("health ") => {
+            run_agent("default", health[7..].parse().unwrap(), |_| {})
+        }
         run if run.starts_with("run ") => {
             let mut privacy = Privacy::default();
             let heard = run_agent(&run[4..], 180, |_| privacy.look());
@@ -202,6 +204,15 @@ impl Privacy {
     }
 }
 
+/// What a card does wrong, in its steps of 20 ms.
+#[derive(Default)]
+struct Faults {
+    /// Twice the pace.
+    fast: std::ops::Range<u32>,
+    /// Nothing comes.
+    gone: std::ops::Range<u32>,
+}
+
 /// A FIFO, the configuration that reads from it, and the thread that fills it.
 struct Microphone {
     directory: tempfile::TempDir,
@@ -212,6 +223,10 @@ struct Microphone {
 impl Microphone {
     /// Plays `samples`, then silence, or nothing at all if `ends`.
     fn playing(samples: Vec<f32>, ends: bool) -> Self {
+        Self::with_faults(samples, ends, Faults::default())
+    }
+
+    fn with_faults(samples: Vec<f32>, ends: bool, faults: Faults) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("microphone");
         assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
@@ -220,7 +235,7 @@ impl Microphone {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let feeder = std::thread::Builder::new().name("microphone".to_owned());
-        let feeder = feeder.spawn(move || feed(&fifo, &samples, ends, &stopped)).unwrap();
+        let feeder = feeder.spawn(move || feed(&fifo, &samples, ends, &faults, &stopped)).unwrap();
         Self { directory, stop, feeder: Some(feeder) }
     }
 
@@ -272,13 +287,21 @@ fn wait(mut child: Child) {
 
 /// Writes 20 ms at a time. A reader that goes away (cpal opens a device first to ask what it can)
 /// is followed by one for whom everything begins anew.
-fn feed(fifo: &Path, samples: &[f32], ends: bool, stop: &AtomicBool) {
+fn feed(fifo: &Path, samples: &[f32], ends: bool, faults: &Faults, stop: &AtomicBool) {
     let bytes: Vec<u8> =
         samples.iter().flat_map(|sample| ((sample * 32_767.0) as i16).to_le_bytes()).collect();
     while !stop.load(Ordering::Relaxed) {
         let Ok(mut pipe) = std::fs::OpenOptions::new().write(true).open(fifo) else { return };
         let (mut due, mut rest) = (Instant::now(), bytes.as_slice());
-        while !stop.load(Ordering::Relaxed) {
+        for number in 0u32.. {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            due += Duration::from_millis(if faults.fast.contains(&number) { 10 } else { 20 });
+            if faults.gone.contains(&number) {
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                continue;
+            }
             let (now, after) = rest.split_at(rest.len().min(640));
             rest = after;
             let mut step = now.to_vec();
@@ -286,7 +309,6 @@ fn feed(fifo: &Path, samples: &[f32], ends: bool, stop: &AtomicBool) {
             if pipe.write_all(&step).is_err() {
                 break;
             }
-            due += Duration::from_millis(20);
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
         }
     }
@@ -336,28 +358,57 @@ fn agent_detects_the_same_from_a_file_and_through_the_sound_card_as_the_detector
     }
 }
 
+/// A quiet room.
+fn room(seconds: usize) -> Vec<f32> {
+    let mut state = 7u32;
+    let noise = std::iter::repeat_with(move || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        0.01 * ((state >> 8) as f32 / 8_388_608.0 - 1.0)
+    });
+    noise.take(seconds * 16_000).collect()
+}
+
+/// The only fault in a report, when it was raised and when it was cleared, in blocks of 100 ms.
+fn the_fault(report: &str) -> (u32, String, u32) {
+    let faults: Vec<&str> = with_prefix(report, "fault ").collect();
+    let [fault] = faults.as_slice() else { panic!("one fault: {report}") };
+    let (raised, problem) = fault.split_once(' ').unwrap();
+    let mended: Vec<u32> = with_prefix(report, "mended ").map(|n| n.parse().unwrap()).collect();
+    let [mended] = mended.as_slice() else { panic!("once: {report}") };
+    (raised.parse().unwrap(), problem.to_owned(), *mended)
+}
+
 #[test]
 fn flat_line_raises_a_fault_within_ten_seconds_and_sound_clears_it() {
-    let mut state = 7u32;
-    let mut noise = |seconds: usize| -> Vec<f32> {
-        std::iter::repeat_with(|| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            0.01 * ((state >> 8) as f32 / 8_388_608.0 - 1.0)
-        })
-        .take(seconds * 16_000)
-        .collect()
-    };
-    let sound = [noise(2), vec![0.0; 10 * 16_000], noise(14)].concat();
-    let report = Microphone::playing(sound, false).child("health");
-    let fault: Vec<&str> = with_prefix(&report, "fault ").collect();
-    let mended: Vec<u32> = with_prefix(&report, "mended ").map(|n| n.parse().unwrap()).collect();
-    let [fault] = fault.as_slice() else { panic!("one fault: {report}") };
-    let (raised, problem) = fault.split_once(' ').unwrap();
+    let sound = [room(2), vec![0.0; 10 * 16_000], room(14)].concat();
+    let report = Microphone::playing(sound, false).child("health 250");
+    let (raised, problem, mended) = the_fault(&report);
     assert!(problem.starts_with("flat line"), "{report}");
-    let raised: u32 = raised.parse().unwrap();
-    assert!((20..=120).contains(&raised), "in blocks of 100 ms: {report}");
-    let [mended] = mended.as_slice() else { panic!("once: {report}") };
-    assert!((120..=220).contains(mended), "{report}");
+    assert!((20..=120).contains(&raised), "{report}");
+    assert!((120..=220).contains(&mended), "{report}");
+}
+
+#[test]
+fn a_microphone_that_goes_away_is_a_fault_and_is_listened_to_when_it_is_back() {
+    // Three seconds of sound, eight of nothing, and sound again.
+    let faults = Faults { gone: 150..550, ..Faults::default() };
+    let card = Microphone::with_faults(room(30), false, faults);
+    let (raised, problem, mended) = the_fault(&card.child("health 60"));
+    assert_eq!(problem, "default gives no sound any more; trying again every 5 s");
+    assert!((20..=30).contains(&raised), "{raised}");
+    assert!((raised..60).contains(&mended), "{mended}");
+}
+
+/// A card that runs twice as fast as it says gives 20 blocks a second.
+#[test]
+fn a_wrong_rate_raises_a_fault_within_ten_seconds_and_the_right_one_clears_it() {
+    // 100 steps are two seconds of sound: 2 s as they should be, 10 s with twice as much, and 10 s.
+    let faults = Faults { fast: 100..1100, ..Faults::default() };
+    let card = Microphone::with_faults(room(40), false, faults);
+    let (raised, problem, mended) = the_fault(&card.child("health 320"));
+    assert!(problem.starts_with("wrong rate: it gives 2"), "{problem}");
+    assert!((20..=220).contains(&raised), "{raised}");
+    assert!((220..=320).contains(&mended), "{mended}");
 }
 
 #[test]

@@ -7,12 +7,12 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::alarming::AlarmHandle;
 use super::{BUDGET, Happening, Reporter};
 use crate::alarm::Kind;
-use crate::audio::{Health, Loudness, Meter, SAMPLE_RATE_HZ};
+use crate::audio::{Health, Loudness, Meter, Rate, SAMPLE_RATE_HZ};
 use crate::cli::{Failure, exit};
 use crate::clock::Clock;
 use crate::config::{self, AudioInput, Config, Confirm, Sensitivity};
@@ -293,7 +293,7 @@ fn listen(
             }
             Ok(0) => {}
             Ok(_) => {
-                ear.watch(&samples);
+                ear.watch(&samples, clock.now());
                 ear.hear(&samples)?;
             }
             Err(error) => return Ok(Silence::Fault(error.to_string())),
@@ -328,23 +328,32 @@ struct Ear<'a> {
 #[derive(Default)]
 struct Watch {
     health: Health,
+    rate: Rate,
     /// What was said of it last: once is enough.
     told: bool,
 }
 
 impl Ear<'_> {
     /// Raises and clears the fault of the microphone by what it sounds like.
-    fn watch(&mut self, samples: &[f32]) {
-        let Some(Watch { health, told }) = &mut self.watch else {
+    fn watch(&mut self, samples: &[f32], now: Instant) {
+        let Some(Watch { health, rate, told }) = &mut self.watch else {
             return self.reporter.clear_blocking(MICROPHONE);
         };
         health.push(samples);
-        match health.at_fault() {
-            Some(_) if *told => {}
-            Some(ailment) => self.reporter.raise_blocking(MICROPHONE, &ailment.to_string()),
+        rate.count(samples.len(), now);
+        let wrong_rate = |times: f64| {
+            format!(
+                "wrong rate: it gives {times:.1} times the samples that it says; check the sound card and its driver"
+            )
+        };
+        let ailment = health.at_fault().map(|ailment| ailment.to_string());
+        let ailment = ailment.or_else(|| rate.at_fault().map(wrong_rate));
+        let was_told = std::mem::replace(told, ailment.is_some());
+        match ailment {
+            Some(_) if was_told => {}
+            Some(ailment) => self.reporter.raise_blocking(MICROPHONE, &ailment),
             None => self.reporter.clear_blocking(MICROPHONE),
         }
-        *told = health.at_fault().is_some();
     }
 
     fn overrun(&mut self) {

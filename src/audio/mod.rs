@@ -20,10 +20,12 @@
 mod convert;
 mod health;
 mod level;
+mod rate;
 
 pub use convert::{AudioError, Converter, Format};
 pub use health::{Ailment, Health};
 pub use level::{Level, Loudness, Meter, NoiseFloor, SILENCE_DBFS, rms_dbfs};
+pub use rate::Rate;
 
 /// The one sample rate behind this module, in Hz.
 pub const SAMPLE_RATE_HZ: u32 = 16_000;
