@@ -3,7 +3,8 @@
 //! One sync can carry many events, so callers hand their events to this thread and wait; it puts
 //! what has gathered into one commit (*group commit*) and answers all of them.
 //!
-//! - An alert waits for nobody: what is queued beside it goes along, then it is committed.
+//! - An alert waits for nobody and takes nobody along: the less is in its commit, the sooner it is done. It waits
+//!   for the commit that is being made, if one is; of many groups that are due it goes before the next.
 //! - `status` and `telemetry` wait for company up to the `coalesce` of their lane.
 //! - Removals are not waited for. They ride along with the next commit, or are committed after
 //!   [`Settings::removal_delay`]. Until then [`OutboxHandle::page`] leaves them out already; after a
@@ -201,8 +202,11 @@ struct Writer<'a, S, D> {
 /// What outlives a failed outbox.
 #[derive(Default)]
 struct Pending {
+    /// Commits with an alert, or that may not wait for another reason ([`Append::lane`]).
+    alerts: VecDeque<Append>,
+    /// All others.
     waiting: VecDeque<Append>,
-    /// Events in `waiting`.
+    /// Events in both.
     events: usize,
     removals: BTreeSet<(Lane, Position)>,
     /// Found while reading; set aside with the next commit.
@@ -229,10 +233,47 @@ impl Pending {
         let queued = std::iter::from_fn(|| requests.try_recv().ok()).chain(self.unanswered);
         queued.for_each(|request| request.refuse(error));
         let uncertain = self.uncertain.into_iter().map(|(append, _)| append);
-        for append in self.waiting.into_iter().chain(uncertain) {
+        for append in self.alerts.into_iter().chain(self.waiting).chain(uncertain) {
             refuse(append.reply, error);
         }
     }
+
+    fn queue(&mut self, lane: Lane) -> &mut VecDeque<Append> {
+        if lane == Lane::Alert { &mut self.alerts } else { &mut self.waiting }
+    }
+
+    fn push_back(&mut self, append: Append) {
+        self.events += append.events.len();
+        self.queue(append.lane()).push_back(append);
+    }
+
+    fn push_front(&mut self, append: Append) {
+        self.events += append.events.len();
+        self.queue(append.lane()).push_front(append);
+    }
+
+    fn pop(&mut self, who: Who) -> Option<Append> {
+        let next = match who {
+            Who::Alerts => self.alerts.pop_front(),
+            Who::All => self.alerts.pop_front().or_else(|| self.waiting.pop_front()),
+        };
+        self.events -= next.as_ref().map_or(0, |append| append.events.len());
+        next
+    }
+
+    /// Whether something waits that is part of a commit with company.
+    fn has_company(&self) -> bool {
+        !(self.waiting.is_empty() && self.removals.is_empty() && self.damaged.is_empty())
+    }
+}
+
+/// Who goes with a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    /// What may not wait, and nothing else.
+    Alerts,
+    /// All removals, and as many of the waiting events as fit.
+    All,
 }
 
 impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
@@ -243,8 +284,7 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
                 let _ = append.reply.send(Ok(accepted));
                 self.remember_again(append.memos);
             } else {
-                self.pending.events += append.events.len();
-                self.pending.waiting.push_front(append);
+                self.pending.push_front(append);
             }
         }
         // Salvage may have found a sound copy of what was damaged.
@@ -253,8 +293,7 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         self.pending.damaged = damaged.into_iter().filter(still).collect();
         self.outbox.succeed(&self.levels.borrow());
         self.levels.send_replace(self.outbox.levels());
-        let Pending { waiting, removals, damaged, .. } = &self.pending;
-        let something = !(waiting.is_empty() && removals.is_empty() && damaged.is_empty());
+        let something = self.pending.has_company() || !self.pending.alerts.is_empty();
         self.pending.renew_at.get_or_insert(self.clock.now() + RENEW_LOOK);
         // What salvage has to tell is told at once.
         if something || self.outbox.untold().is_some() {
@@ -267,7 +306,7 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
     fn remember_again(&mut self, memos: Vec<Memo>) {
         if !memos.is_empty() {
             let (reply, _) = oneshot::channel();
-            self.pending.waiting.push_front(Append { events: Vec::new(), memos, reply });
+            self.pending.push_front(Append { events: Vec::new(), memos, reply });
         }
     }
 
@@ -297,7 +336,8 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         requests: &mut mpsc::Receiver<Request>,
         mut stop: watch::Receiver<bool>,
     ) -> Result<End, OutboxError> {
-        let mut open = true;
+        // `passed_by`: others were due when alerts were committed.
+        let (mut open, mut passed_by) = (true, false);
         if let Some(request) = self.pending.unanswered.take() {
             self.take(request)?;
         }
@@ -313,12 +353,25 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
                 }
                 self.take(request)?;
             }
+            let due = self.is_full() || self.next().is_some_and(|due| due <= self.clock.now());
+            // Alerts go first, and one behind the other they do not keep all else waiting for ever.
+            let turn = !(due && passed_by);
+            if turn && !self.pending.alerts.is_empty() {
+                self.commit(Who::Alerts)?;
+                passed_by = due;
+                continue;
+            }
+            if due {
+                self.commit(Who::All)?;
+                passed_by = false;
+                // What is left stays due.
+                if !self.pending.has_company() {
+                    self.pending.due = None;
+                }
+                continue;
+            }
             if open && self.is_idle_and_too_large() {
                 return Ok(End::Renew);
-            }
-            if self.is_full() || self.next().is_some_and(|due| due <= self.clock.now()) {
-                self.commit_all()?;
-                continue;
             }
             if !open && requests.is_empty() {
                 return self.commit_all().map(|()| End::Stopped);
@@ -378,39 +431,37 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
 
     /// Commits all that waits.
     fn commit_all(&mut self) -> Result<(), OutboxError> {
-        // An alert goes with the first of several commits; within a lane the order stays.
-        self.pending.waiting.make_contiguous().sort_by_key(Append::lane);
-        self.commit_group()?;
-        while !self.pending.waiting.is_empty() || !self.pending.removals.is_empty() {
-            self.commit_group()?;
+        self.commit(Who::All)?;
+        while self.pending.has_company() || !self.pending.alerts.is_empty() {
+            self.commit(Who::All)?;
         }
-        self.pending.events = 0;
         self.pending.due = None;
         Ok(())
     }
 
-    /// One commit: all removals and as many of the waiting events as fit.
-    fn commit_group(&mut self) -> Result<(), OutboxError> {
+    fn commit(&mut self, who: Who) -> Result<(), OutboxError> {
         self.look_at_the_disk();
         let mut group = self.outbox.begin(self.clock.wall())?;
-        for (lane, damage) in &self.pending.damaged {
-            group.set_aside(*lane, damage)?;
-        }
-        for record in &self.pending.removals {
-            match group.remove(&[*record]) {
-                Err(OutboxError::Damaged { lane, position, cause }) => {
-                    group.set_aside(lane, &Damage { position, cause })?;
+        if who == Who::All {
+            for (lane, damage) in &self.pending.damaged {
+                group.set_aside(*lane, damage)?;
+            }
+            for record in &self.pending.removals {
+                match group.remove(&[*record]) {
+                    Err(OutboxError::Damaged { lane, position, cause }) => {
+                        group.set_aside(lane, &Damage { position, cause })?;
+                    }
+                    result => result?,
                 }
-                result => result?,
             }
         }
         let now = self.clock.now();
-        if self.pending.expire_at.is_none_or(|at| at <= now) {
+        if who == Who::All && self.pending.expire_at.is_none_or(|at| at <= now) {
             let pause = if group.expire()? { EXPIRE_EVERY } else { Duration::ZERO };
             self.pending.expire_at = Some(now + pause);
         }
         let mut answers: Vec<(Append, Range<usize>)> = Vec::new();
-        while let Some(append) = self.pending.waiting.pop_front() {
+        while let Some(append) = self.pending.pop(who) {
             let staged = group.append(&append.events);
             let staged = staged.and_then(|places| {
                 append.memos.iter().try_for_each(|memo| group.remember(memo)).map(|()| places)
@@ -418,7 +469,7 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
             match staged {
                 Ok(places) => answers.push((append, places)),
                 Err(OutboxError::GroupFull) => {
-                    self.pending.waiting.push_front(append);
+                    self.pending.push_front(append);
                     break;
                 }
                 Err(error) => refuse(append.reply, &error),
@@ -431,8 +482,10 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
             self.pending.uncertain = answers.collect();
             return Err(error);
         }
-        self.pending.damaged.clear();
-        self.pending.removals.clear();
+        if who == Who::All {
+            self.pending.damaged.clear();
+            self.pending.removals.clear();
+        }
         self.pending.failures = 0;
         self.pending.renew_at.get_or_insert(now + RENEW_LOOK);
         // Levels first, so that whoever is told `accepted` finds its event counted.

@@ -11,8 +11,9 @@ use crate::outbox::{Batch, Pair, StoreError};
 const ALL: PageLimit = PageLimit { records: 10_000, bytes: usize::MAX };
 /// Longer than any test takes: what waits for it waits for ever.
 const NEVER: Duration = Duration::from_secs(3600);
+/// A status is committed at once, with all that waits.
 const PATIENT: Settings =
-    Settings { coalesce: [Duration::ZERO, NEVER, NEVER], removal_delay: NEVER };
+    Settings { coalesce: [Duration::ZERO, Duration::ZERO, NEVER], removal_delay: NEVER };
 
 /// Counts commits, and can hold them up.
 #[derive(Clone, Default)]
@@ -72,22 +73,59 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 #[test]
-fn an_alert_is_committed_at_once_and_takes_telemetry_along() {
+fn an_alert_is_committed_at_once_and_alone() {
     let store = Watched::default();
     let commits = store.commits.clone();
     let running = start(store, PATIENT);
     runtime().block_on(async {
-        let waiting = running.handle.append(events(Lane::Telemetry, 1));
-        let alert = async {
-            tokio::task::yield_now().await;
-            running.handle.append(events(Lane::Alert, 2)).await
-        };
-        let (telemetry, alert) = tokio::join!(waiting, alert);
-        assert_eq!((telemetry.unwrap()[0].sequence, alert.unwrap()[0].sequence), (1, 1));
-        assert_eq!(running.handle.levels().borrow().records, [1, 0, 1]);
+        let mut waiting = Box::pin(running.handle.append(events(Lane::Telemetry, 1)));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(waiting.as_mut().poll(&mut context).is_pending());
+        let alert = running.handle.append(events(Lane::Alert, 2)).await.unwrap();
+        assert_eq!(alert[0].sequence, 1);
+        assert_eq!(running.handle.levels().borrow().records, [1, 0, 0]);
+        running.stop.send_replace(true);
+        assert_eq!(waiting.await.unwrap()[0].sequence, 1);
     });
     running.end().unwrap();
-    assert_eq!(*commits.lock().unwrap(), 1);
+    assert_eq!(*commits.lock().unwrap(), 2);
+}
+
+#[test]
+fn an_alert_goes_before_what_is_due_and_many_alerts_do_not_starve_it() {
+    let store = Watched::default();
+    let gate = store.gate.clone();
+    // All is due at once.
+    let running = start(store, Settings { coalesce: [Duration::ZERO; 3], ..PATIENT });
+    let order = Arc::new(Mutex::new(Vec::new()));
+    runtime().block_on(async {
+        let held = gate.lock().unwrap();
+        let ask = |lane, id| {
+            let (handle, order) = (running.handle.clone(), Arc::clone(&order));
+            Box::pin(async move {
+                let accepted = handle.append(events(lane, id)).await.unwrap();
+                order.lock().unwrap().push(accepted[0].lane);
+            })
+        };
+        // The first is being committed while the gate is held.
+        let lanes = [Lane::Telemetry, Lane::Telemetry, Lane::Telemetry, Lane::Alert];
+        let mut all: Vec<_> =
+            lanes.into_iter().enumerate().map(|(id, lane)| ask(lane, id)).collect();
+        let mut context = Context::from_waker(Waker::noop());
+        for future in &mut all {
+            assert!(future.as_mut().poll(&mut context).is_pending());
+        }
+        drop(held);
+        // One alert behind the other until the readings are through.
+        let mut alerts = 0;
+        while order.lock().unwrap().iter().filter(|lane| **lane == Lane::Telemetry).count() < 3 {
+            alerts += 1;
+            assert!(alerts < 1000, "the readings starve: {order:?}");
+            ask(Lane::Alert, 100 + alerts).await;
+            all.retain_mut(|future| future.as_mut().poll(&mut context).is_pending());
+        }
+    });
+    running.end().unwrap();
 }
 
 #[test]
@@ -144,8 +182,8 @@ fn a_removed_record_is_in_no_page_before_its_removal_is_committed() {
         assert_eq!(page[0].position, Position(2));
         assert_eq!(*commits.lock().unwrap(), 2);
         assert_eq!(handle.levels().borrow().records, [2, 0, 0]);
-        handle.append(events(Lane::Alert, 3)).await.unwrap();
-        assert_eq!(handle.levels().borrow().records, [2, 0, 0]);
+        handle.append(events(Lane::Status, 3)).await.unwrap();
+        assert_eq!(handle.levels().borrow().records, [1, 1, 0]);
     });
     running.end().unwrap();
     assert_eq!(*commits.lock().unwrap(), 3, "the removal rode along");

@@ -19,9 +19,10 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
     pub(super) fn take(&mut self, request: Request) -> Result<(), OutboxError> {
         match request {
             Request::Append(append) => {
-                self.due_in(self.settings.coalesce[append.lane().index()]);
-                self.pending.events += append.events.len();
-                self.pending.waiting.push_back(append);
+                if append.lane() != Lane::Alert {
+                    self.due_in(self.settings.coalesce[append.lane().index()]);
+                }
+                self.pending.push_back(append);
             }
             Request::Remove(records) => {
                 self.due_in(self.settings.removal_delay);

@@ -12,7 +12,7 @@ use crate::outbox::{Batch, Limits, Pair, StoreError, keys};
 const ALL: PageLimit = PageLimit { records: 10_000, bytes: usize::MAX };
 const NEVER: Duration = Duration::from_secs(3600);
 const PATIENT: Settings =
-    Settings { coalesce: [Duration::ZERO, NEVER, NEVER], removal_delay: NEVER };
+    Settings { coalesce: [Duration::ZERO, Duration::ZERO, NEVER], removal_delay: NEVER };
 const LIMITS: Limits = Limits { bytes: 1 << 20, expiry: NEVER };
 
 #[derive(Debug, Default)]
@@ -225,15 +225,15 @@ fn more_damage_than_a_commit_sets_aside_is_set_aside_by_several() {
         let page = handle.page(Lane::Alert, None, ALL).await.unwrap();
         assert_eq!(page.len(), 1);
         // The rest goes with the next commit.
-        handle.append(events(Lane::Alert, 0..1)).await.unwrap();
-        assert_eq!(handle.levels().borrow().records, [2, 0, 0]);
+        handle.append(events(Lane::Status, 0..1)).await.unwrap();
+        assert_eq!(handle.levels().borrow().records, [1, 1, 0]);
     });
     running.end();
 }
 
 #[test]
 fn damage_that_a_salvage_has_mended_is_no_damage_any_more() {
-    for (mended, left) in [(true, 3), (false, 2)] {
+    for (mended, left) in [(true, 2), (false, 1)] {
         let running = start(PATIENT);
         let Running { handle, store, .. } = &running;
         block_on(async {
@@ -245,8 +245,8 @@ fn damage_that_a_salvage_has_mended_is_no_damage_any_more() {
                 flip(store, std::iter::once(position));
             }
             store.disk().commit_fails = 1;
-            handle.append(events(Lane::Alert, 2..3)).await.unwrap();
-            assert_eq!(handle.levels().borrow().records, [left, 0, 0], "mended: {mended}");
+            handle.append(events(Lane::Status, 2..3)).await.unwrap();
+            assert_eq!(handle.levels().borrow().records, [left, 1, 0], "mended: {mended}");
             let page = handle.page(Lane::Alert, None, ALL).await.unwrap();
             assert_eq!(page.len() as u64, left);
         });
