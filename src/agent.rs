@@ -17,20 +17,23 @@ mod board;
 mod commanding;
 pub mod doctor;
 mod forwarding;
+mod happening;
 mod helping;
 mod listening;
 mod pressing;
+mod reloading;
 mod reporter;
+mod running;
 mod sensing;
 mod serving;
 mod signalling;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, watch};
 
+use crate::alarm::Signal;
 use crate::cli::{Failure, VERSION, exit};
 use crate::clock::{Clock, Rng};
 use crate::config::Config;
@@ -44,9 +47,13 @@ use crate::supervisor::{Budget, Report, Stage, Supervisor};
 
 pub use activity::{Activity, activity_file};
 use board::Board;
+pub use happening::Happening;
 pub use listening::{Listener, ListenerFactory};
+pub use reloading::Reload;
+use reloading::reload_when_asked;
 use reporter::Reporter;
-use serving::{beat, source, start_ingest, start_ops};
+use running::{Joints, Plans, Running};
+use serving::{beat, source};
 
 /// How long an orderly end waits for the broker to take what is stored.
 pub const DRAIN: Duration = Duration::from_secs(5);
@@ -63,129 +70,6 @@ const MENDED: Duration = Duration::from_secs(30);
 /// Services that may fail and be restarted: five times in ten minutes, then systemd's turn.
 const BUDGET: Budget =
     Budget { restarts: 5, within: Duration::from_secs(600), pause: Duration::from_secs(1) };
-
-/// What happens inside, for whoever watches: the simulator's terminal, tests.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Happening {
-    /// The microphone or file is open.
-    Listening(String),
-    /// Loudness of the last 100 ms, dBFS.
-    Level(f32),
-    /// A keyphrase was heard.
-    Detected {
-        /// The phrase.
-        phrase: String,
-        /// How sure the detector is, 0..=1.
-        score: f32,
-        /// Where the phrase ends, from the start of the stream.
-        at: std::time::Duration,
-    },
-    /// A sensor has told a value.
-    Reading {
-        /// The sensor.
-        sensor: String,
-        /// What it measures.
-        quantity: String,
-        /// How much.
-        value: f64,
-        /// Of what.
-        unit: &'static str,
-    },
-    /// A threshold is exceeded, or no longer.
-    Threshold {
-        /// The sensor.
-        sensor: String,
-        /// Which of its thresholds.
-        threshold: String,
-        /// Which of the two.
-        exceeded: bool,
-        /// The value that decided.
-        value: f64,
-        /// Of what.
-        unit: &'static str,
-    },
-    /// Nobody has been about for too long, or somebody is again.
-    Inactivity {
-        /// Which of the two.
-        detected: bool,
-        /// For people.
-        explanation: String,
-    },
-    /// An alarm has taken a step.
-    Alarm {
-        /// The alarm's id.
-        alarm: String,
-        /// Which: `pending`, `raised`, …
-        step: &'static str,
-        /// It is only a test.
-        test: bool,
-    },
-    /// On stable storage.
-    Accepted {
-        /// The event's id.
-        id: String,
-        /// Its lane.
-        lane: Lane,
-        /// Its type.
-        event_type: String,
-        /// Its sequence.
-        sequence: u64,
-    },
-    /// Handed to the network.
-    Published {
-        /// The event's id.
-        id: String,
-        /// Its lane.
-        lane: Lane,
-        /// Not for the first time.
-        again: bool,
-    },
-    /// The broker has it.
-    Acknowledged {
-        /// The event's id.
-        id: String,
-        /// Its lane.
-        lane: Lane,
-    },
-    /// The broker has it; it is kept until the consumer's receipt.
-    Unconfirmed {
-        /// The event's id.
-        id: String,
-        /// Its lane.
-        lane: Lane,
-    },
-    /// The consumer has it.
-    Received {
-        /// The event's id.
-        id: String,
-        /// Its lane.
-        lane: Lane,
-    },
-    /// The broker refused it; it is offered again.
-    Deferred {
-        /// The event's id.
-        id: String,
-        /// Why.
-        reason: String,
-    },
-    /// There is a session with a broker.
-    Connected,
-    /// There is none any more.
-    Disconnected,
-    /// News of the connection, in one line.
-    Uplink(String),
-    /// A part failed.
-    Fault {
-        /// Which.
-        part: String,
-        /// Why.
-        problem: String,
-    },
-    /// A part works again.
-    Mended(String),
-    /// Events in the outbox, by lane. Index: [`Lane::index`].
-    Waiting([u64; 3]),
-}
 
 /// What somebody does on the spot, where there is no real button: the simulator's keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,6 +97,8 @@ pub struct Parts {
     pub world: Clock,
     /// What somebody does on the spot; `None`: nobody is there.
     pub controls: Option<mpsc::Receiver<Control>>,
+    /// How the configuration is read anew while the agent runs; `None`: it is not.
+    pub reload: Option<Reload>,
 }
 
 impl Parts {
@@ -227,6 +113,7 @@ impl Parts {
             happenings: broadcast::Sender::new(256),
             encore: Vec::new(),
             controls: None,
+            reload: None,
         }
     }
 }
@@ -244,26 +131,23 @@ pub(crate) fn end_signals() -> Result<[tokio::signal::unix::Signal; 3], Failure>
     ])
 }
 
-/// A future that ends with SIGTERM or SIGINT and says which.
+/// A future that ends with SIGTERM or SIGINT and says which, and the signal that asks for a reload: SIGHUP.
 ///
 /// # Errors
 /// The handlers cannot be installed.
 ///
 /// # Panics
 /// Outside a tokio runtime.
-pub fn signals() -> Result<impl Future<Output = &'static str>, Failure> {
-    let [mut terminate, mut interrupt, mut hangup] = end_signals()?;
-    Ok(async move {
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => return "SIGTERM",
-                _ = interrupt.recv() => return "SIGINT",
-                _ = hangup.recv() => {
-                    tracing::warn!("SIGHUP: this version reads its configuration at start only; restart it");
-                }
-            }
+pub fn signals()
+-> Result<(impl Future<Output = &'static str>, tokio::signal::unix::Signal), Failure> {
+    let [mut terminate, mut interrupt, hangup] = end_signals()?;
+    let end = async move {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
         }
-    })
+    };
+    Ok((end, hangup))
 }
 
 /// Runs the agent until `stop` is ready, then drains.
@@ -276,47 +160,31 @@ pub async fn run(
     parts: Parts,
     stop: impl Future<Output = &'static str>,
 ) -> Result<(), Failure> {
-    let Parts { clock, mut rng, listener, happenings, encore, world, controls } = parts;
+    let Parts { clock, mut rng, listener, happenings, encore, world, controls, reload } = parts;
     let device = match &config.device.id {
         Some(id) => id.clone(),
         None => host::device_id().map_err(|e| Failure::new(exit::CONFIG, e))?,
     };
     // Everything that can be wrong with the installation is found before the first thread starts.
-    let uplink = forwarding::plan(&config, &device)?;
-    let listening = listening::plan(&config, encore, listener)?;
-    let sensing = sensing::plan(&config)?;
-    let zone = host::zone(&config.device.timezone)
-        .map_err(|e| Failure::new(exit::CONFIG, format!("device.timezone: {e}")))?;
-    let watching = activity::plan(&config, &zone);
+    let plans = Plans::new(&config, &device, encore, &listener, None)?;
     let maker = Maker::new(&device, &config.device.type_prefix);
     let outbox = outbox_open::open(&config.outbox.path, clock)
         .map_err(|e| Failure::new(exit::IO, e.to_string()))?;
-    let alarming = alarming::plan(&config, zone, &outbox);
+    let alarming = alarming::plan(plans.rules.clone(), &outbox);
     let chronicle = Chronicle { maker: maker.clone(), rng: rng.fork() };
 
     let (mut supervisor, mut reports) = Supervisor::new();
     let waiting = outbox.levels();
     let outbox = start_outbox(&mut supervisor, outbox, chronicle, &config, clock);
-    let board = Board::new(&device, listening.as_ref().map(|plan| plan.confirmer), &outbox, clock);
-    let reporter = Reporter::new(
-        maker.clone(),
-        clock,
-        rng.fork(),
-        outbox.clone(),
-        happenings.clone(),
-        board.clone(),
-    );
+    let board = Board::new(&device, &outbox, clock);
+    let (sent, told) = (happenings.clone(), board.clone());
+    let reporter = Reporter::new(maker.clone(), clock, rng.fork(), outbox.clone(), sent, told);
     tracing::info!(device, outbox = %config.outbox.path.display(), waiting = waiting.total(), "hark {VERSION} starts");
 
-    let (activity, inbox) = match &watching {
-        Some(_) => {
-            let (activity, inbox) = activity::channel();
-            (activity, Some(inbox))
-        }
-        None => (Activity::default(), None),
-    };
+    let (activity, signal) = (Activity::default(), watch::Sender::new(Signal::Off));
     let helping = helping::Parts {
         plan: alarming,
+        signal: signal.clone(),
         reporter: reporter.clone(),
         maker,
         clock,
@@ -325,37 +193,37 @@ pub async fn run(
         activity: activity.clone(),
     };
     let (alarms, alarms_wanted) = helping::start(&mut supervisor, &config, helping);
-    let (mut connected, ask) =
-        forwarding::start(&mut supervisor, uplink, &outbox, &reporter, &alarms, clock, rng.fork());
-    if let Some(path) = config.ingest.socket.clone() {
-        let (files, max_size) = (config.outbox.path.clone(), config.outbox.max_size);
-        let admin = Admin::new(outbox.clone(), files, max_size, Some(ask));
-        let routes = helping::routes(&config);
-        let targets = ingest::Targets { outbox: outbox.clone(), routes, alarms: alarms_wanted };
-        let services = ingest::Services { targets, admin, status: source(&board) };
-        start_ingest(&mut supervisor, path, services).await?;
-    }
-    if let Some(address) = config.ops.listen {
-        start_ops(&mut supervisor, address, &board, &reporter);
-    }
-    let loudness = Arc::default();
-    if let Some(plan) = listening {
-        let alarms = config.alarm.on_keyphrase.then(|| alarms.clone());
-        listening::start(&mut supervisor, plan, &reporter, alarms, clock, &loudness);
-    }
+    let (links, ask) = forwarding::Links::new();
+    let (files, max_size) = (config.outbox.path.clone(), config.outbox.max_size);
+    let admin = Admin::new(outbox.clone(), files, max_size, Some(ask));
+    let (routes, in_force) = watch::channel(helping::routes(&config));
+    let targets =
+        ingest::Targets { outbox: outbox.clone(), routes: in_force, alarms: alarms_wanted };
+    let services = ingest::Services { targets, admin, status: source(&board) };
+    let (heartbeat, interval) = watch::channel(config.ops.heartbeat_interval);
     let clocks = sensing::Clocks { clock, world };
-    if let Some((plan, inbox)) = watching.zip(inbox) {
-        activity::start(&mut supervisor, plan, inbox, &reporter, &alarms, clocks);
-    }
-    if let Some(plan) = sensing {
-        sensing::start(&mut supervisor, plan, &reporter, clocks, loudness, activity, &alarms);
-    }
+    let joints = Joints {
+        outbox: outbox.clone(),
+        board: board.clone(),
+        reporter: reporter.clone(),
+        alarms,
+        activity,
+        links,
+        signal,
+        services,
+        routes,
+        heartbeat,
+        clocks,
+        rng,
+    };
+    let mut running = Running::start(supervisor, joints, config, plans).await?;
     // Last, since a status waits for company: nothing that matters more waits for it.
     reporter.report(&started()).await.map_err(|e| Failure::new(exit::IO, e))?;
     // Beside and not within: whoever watches over the parts waits for the outbox himself.
     let ended = tokio::select! {
         ended = watch_over(stop, &mut reports, &reporter, &outbox, clock) => ended,
-        never = beat(config.ops.heartbeat_interval, &board, &reporter) => match never {},
+        never = beat(interval, &board, &reporter) => match never {},
+        never = reload_when_asked(reload, &mut running, &device, &listener) => match never {},
         () = hangs(&outbox) => Err(Failure::new(
             exit::IO,
             format!(
@@ -366,13 +234,14 @@ pub async fn run(
     };
 
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    let Running { mut supervisor, joints, .. } = running;
     report_late(supervisor.stop(Stage::Source, PATIENCE).await);
     if let Ok(reason) = &ended {
-        say_goodbye(reason, &reporter, &outbox, &mut connected).await;
+        say_goodbye(reason, &reporter, &outbox, &mut joints.links.connected()).await;
     }
     report_late(supervisor.stop(Stage::Uplink, PATIENCE).await);
     let levels = outbox.levels();
-    drop((reporter, outbox, alarms));
+    drop((reporter, outbox, joints));
     report_late(supervisor.stop(Stage::Outbox, PATIENCE).await);
     let left = *levels.borrow();
     let _ = happenings.send(Happening::Waiting(left.records));
@@ -390,6 +259,17 @@ fn report_late(services: Vec<&'static str>) {
     }
 }
 
+/// How the outbox is to be kept.
+fn bounds(config: &Config) -> outbox_writer::Bounds {
+    let mut settings = outbox_writer::Settings::default();
+    settings.coalesce[Lane::Status.index()] = config.outbox.coalesce_status;
+    settings.coalesce[Lane::Telemetry.index()] = config.outbox.coalesce_telemetry;
+    let max_size = config.outbox.max_size;
+    let bytes = outbox_open::payload_limit(max_size);
+    let limits = Limits { bytes, expiry: config.outbox.expiry_telemetry };
+    outbox_writer::Bounds { settings, limits, max_size }
+}
+
 fn start_outbox(
     supervisor: &mut Supervisor,
     outbox: Outbox<SledStore>,
@@ -397,15 +277,9 @@ fn start_outbox(
     config: &Config,
     clock: Clock,
 ) -> outbox_writer::OutboxHandle {
-    let mut settings = outbox_writer::Settings::default();
-    settings.coalesce[Lane::Status.index()] = config.outbox.coalesce_status;
-    settings.coalesce[Lane::Telemetry.index()] = config.outbox.coalesce_telemetry;
+    let outbox_writer::Bounds { settings, limits, max_size } = bounds(config);
     let (handle, requests) = outbox_writer::channel();
-    let limits = Limits {
-        bytes: outbox_open::payload_limit(config.outbox.max_size),
-        expiry: config.outbox.expiry_telemetry,
-    };
-    let (path, max_size) = (config.outbox.path.clone(), config.outbox.max_size);
+    let path = config.outbox.path.clone();
     let disk = OutboxDisk::new(path, max_size, chronicle, limits, clock);
     let mut writer = Some((disk.equip(outbox), requests, disk));
     // Without a budget: the writer opens the outbox again by itself; where that does not help, a

@@ -9,7 +9,10 @@
 //! Shutdown goes by [`Stage`], sources first: what feeds the outbox stops before what drains it,
 //! and the outbox stops last. Each stage has a deadline; who misses it is named and left behind.
 //!
-//! Absent: restarting a group of services together, priorities, dynamic registration.
+//! While the rest goes on, single services can be stopped by their names and others be started in their
+//! place: settings that have changed come into force so.
+//!
+//! Absent: restarting a group of services together after a failure, priorities.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -30,10 +33,6 @@ pub enum Stage {
     Uplink,
     /// What keeps them.
     Outbox,
-}
-
-impl Stage {
-    const ALL: [Self; 3] = [Self::Source, Self::Uplink, Self::Outbox];
 }
 
 /// How often a service may fail before it is given up.
@@ -113,9 +112,16 @@ type RunOnce = Box<dyn FnMut(Stop) -> Pin<Box<dyn Future<Output = Outcome> + Sen
 /// Starts, watches and stops services. Must live inside a tokio runtime.
 #[derive(Debug)]
 pub struct Supervisor {
-    stages: Vec<(Stage, watch::Sender<bool>)>,
-    services: Vec<(Stage, &'static str, JoinHandle<()>)>,
+    services: Vec<Service>,
     reports: mpsc::Sender<Report>,
+}
+
+#[derive(Debug)]
+struct Service {
+    stage: Stage,
+    name: &'static str,
+    stop: watch::Sender<bool>,
+    handle: JoinHandle<()>,
 }
 
 /// Reports that wait to be read at most; more than this many failures at once are one crash.
@@ -125,8 +131,7 @@ impl Supervisor {
     /// A supervisor and the channel of its reports.
     pub fn new() -> (Self, mpsc::Receiver<Report>) {
         let (reports, receiver) = mpsc::channel(REPORTS);
-        let stages = Stage::ALL.map(|stage| (stage, watch::Sender::new(false))).into();
-        (Self { stages, services: Vec::new(), reports }, receiver)
+        (Self { services: Vec::new(), reports }, receiver)
     }
 
     /// Runs a future; `start` makes it anew for each run.
@@ -161,7 +166,7 @@ impl Supervisor {
         reason = "this is the one place that spawns; tokio's clock is virtual in tests already"
     )]
     fn supervise(&mut self, stage: Stage, name: &'static str, budget: Budget, mut run: RunOnce) {
-        let Some((_, sender)) = self.stages.iter().find(|(s, _)| *s == stage) else { return };
+        let sender = watch::Sender::new(false);
         let stop = Stop(sender.subscribe());
         let reports = self.reports.clone();
         let watched = async move {
@@ -192,35 +197,64 @@ impl Supervisor {
                 }
             }
         };
-        self.services.push((stage, name, tokio::spawn(watched)));
+        let handle = tokio::spawn(watched);
+        self.services.push(Service { stage, name, stop: sender, handle });
     }
 
     /// Stops one stage and waits for its services, at most until `patience` is over.
     /// Returns the names of those that did not end in time.
     pub async fn stop(&mut self, stage: Stage, patience: Duration) -> Vec<&'static str> {
-        for (_, sender) in self.stages.iter().filter(|(s, _)| *s == stage) {
-            sender.send_replace(true);
+        self.stop_those(|service| service.stage == stage, patience).await
+    }
+
+    /// The same for the services of one name; others go on, and new ones may take their place.
+    pub async fn stop_service(&mut self, name: &str, patience: Duration) -> Vec<&'static str> {
+        self.stop_those(|service| service.name == name, patience).await
+    }
+
+    async fn stop_those(
+        &mut self,
+        wanted: impl Fn(&Service) -> bool,
+        patience: Duration,
+    ) -> Vec<&'static str> {
+        let stopping: Vec<_> = self.services.extract_if(.., |service| wanted(service)).collect();
+        for service in &stopping {
+            service.stop.send_replace(true);
         }
         let deadline = tokio::time::sleep(patience);
         tokio::pin!(deadline);
         let mut late = Vec::new();
-        let (now, later) =
-            std::mem::take(&mut self.services).into_iter().partition(|(s, ..)| *s == stage);
-        self.services = later;
-        let services: Vec<(Stage, &'static str, JoinHandle<()>)> = now;
-        for (_, name, mut handle) in services {
+        for mut service in stopping {
             let ended = tokio::select! {
                 biased;
-                _ = &mut handle => true,
+                _ = &mut service.handle => true,
                 () = &mut deadline => false,
             };
             if !ended {
-                handle.abort();
-                late.push(name);
+                service.handle.abort();
+                late.push(service.name);
             }
         }
         late
     }
+}
+
+/// Runs blocking code once on a thread of its own, while the runtime goes on.
+///
+/// # Errors
+/// One line: the thread could not be started, or panicked.
+pub async fn aside<T: Send + 'static>(
+    name: &'static str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    let (done, outcome) = oneshot::channel();
+    let run = move || {
+        let caught = std::panic::catch_unwind(AssertUnwindSafe(body));
+        let _ = done.send(caught.map_err(|panic| panic_text(&*panic)));
+    };
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+    thread.map_err(|error| format!("start thread {name}: {error}"))?;
+    outcome.await.unwrap_or_else(|_| Err("its thread vanished".to_owned()))
 }
 
 #[allow(clippy::disallowed_methods, reason = "this is the one place that spawns")]
@@ -344,5 +378,44 @@ mod tests {
         assert_eq!(supervisor.stop(Stage::Uplink, patience).await, ["deaf"]);
         assert!(supervisor.stop(Stage::Outbox, patience).await.is_empty());
         assert_eq!(*order.lock().unwrap(), ["source", "outbox"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_service_is_stopped_and_started_anew_while_the_others_go_on() {
+        let (mut supervisor, mut reports) = Supervisor::new();
+        let running = Arc::new(Mutex::new(Vec::new()));
+        let mut start = |name, version: &'static str| {
+            let running = Arc::clone(&running);
+            supervisor.task(Stage::Source, name, BUDGET, move |mut stop| {
+                let running = Arc::clone(&running);
+                async move {
+                    running.lock().unwrap().push(version);
+                    stop.wait().await;
+                    running.lock().unwrap().retain(|other| *other != version);
+                    Ok(())
+                }
+            });
+        };
+        start("button", "old");
+        start("sensor", "stays");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(supervisor.stop_service("button", Duration::from_secs(5)).await.is_empty());
+        assert_eq!(*running.lock().unwrap(), ["stays"]);
+        let again = Arc::clone(&running);
+        supervisor.task(Stage::Source, "button", BUDGET, move |_| {
+            again.lock().unwrap().push("new");
+            std::future::pending()
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(*running.lock().unwrap(), ["stays", "new"]);
+        assert!(reports.try_recv().is_err(), "none of that is a failure");
+        assert_eq!(supervisor.stop(Stage::Source, Duration::from_secs(5)).await, ["button"]);
+        assert!(running.lock().unwrap().iter().all(|version| *version == "new"));
+    }
+
+    #[tokio::test]
+    async fn what_runs_aside_gives_its_result_and_a_panic_is_an_error() {
+        assert_eq!(aside("sum", || 1 + 1).await, Ok(2));
+        assert_eq!(aside("bad", || panic!("no")).await, Err::<(), _>("panicked: no".to_owned()));
     }
 }

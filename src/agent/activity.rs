@@ -5,12 +5,13 @@
 //! event comes first: after a crash between the two it is told once more, and never lost.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::alarming::AlarmHandle;
+use super::reporter::lock;
 use super::sensing::{Clocks, lane};
 use super::{BUDGET, Happening, Reporter};
 use crate::alarm::Kind;
@@ -27,11 +28,13 @@ const QUEUED: usize = 256;
 const LOOK: Duration = Duration::from_secs(60);
 /// The longest sleep: the time within which the end of the agent is noticed.
 const NAP: Duration = Duration::from_secs(1);
+/// Its name as a service.
+pub(super) const SERVICE: &str = "activity";
 /// The part at fault when its memory is.
 const PART: &str = "activity";
 
 /// What the thread needs, checked.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Plan {
     settings: config::Activity,
     zone: Zone,
@@ -58,15 +61,15 @@ enum Message {
     Away { away: Option<Away>, remembered: oneshot::Sender<Result<(), String>> },
 }
 
-/// Tells the watch of signs of activity and of holidays. Cheap to clone; where nothing is watched
+/// Tells the watch of signs of activity and of holidays. Cheap to clone; while nothing is watched
 /// over, signs go nowhere.
 #[derive(Debug, Clone, Default)]
-pub struct Activity(Option<mpsc::SyncSender<Message>>);
+pub struct Activity(Arc<Mutex<Option<mpsc::SyncSender<Message>>>>);
 
 impl Activity {
     /// Somebody is about, as `source` shows; `door`: and may have left.
     pub fn sign(&self, source: &str, door: bool) {
-        if let Some(messages) = &self.0 {
+        if let Some(messages) = &*lock(&self.0) {
             // Full: there were hundreds of signs just now.
             let _ = messages.try_send(Message::Sign { source: source.to_owned(), door });
         }
@@ -79,37 +82,38 @@ impl Activity {
     /// One line: nothing is watched over, or it could not be remembered.
     pub async fn set_away(&self, away: Option<Away>) -> Result<(), String> {
         let none = "no sensor shows activity: there is nothing to call off";
-        let messages = self.0.as_ref().ok_or(none)?;
+        let messages = lock(&self.0).clone().ok_or(none)?;
         let (remembered, answer) = oneshot::channel();
         let busy = "the watch over activity does not answer; try again";
         messages.try_send(Message::Away { away, remembered }).map_err(|_| busy)?;
         answer.await.map_err(|_| busy)?
     }
+
+    /// Nothing is watched over from now on.
+    pub(super) fn close(&self) {
+        *lock(&self.0) = None;
+    }
+
+    fn open(&self) -> mpsc::Receiver<Message> {
+        let (sender, messages) = mpsc::sync_channel(QUEUED);
+        *lock(&self.0) = Some(sender);
+        messages
+    }
 }
 
-/// What the watch is told.
-#[derive(Debug)]
-pub(super) struct Inbox(mpsc::Receiver<Message>);
-
-/// The two ends: one for whoever sees somebody, one for [`start`].
-pub(super) fn channel() -> (Activity, Inbox) {
-    let (sender, messages) = mpsc::sync_channel(QUEUED);
-    (Activity(Some(sender)), Inbox(messages))
-}
-
-/// Starts the thread.
+/// Starts the thread; from now on it is what `activity` tells.
 pub(super) fn start(
     supervisor: &mut Supervisor,
     plan: Plan,
-    inbox: Inbox,
+    activity: &Activity,
     reporter: &Reporter,
     alarms: &AlarmHandle,
     clocks: Clocks,
 ) {
-    let messages = Arc::new(Mutex::new(inbox.0));
+    let messages = Arc::new(Mutex::new(activity.open()));
     let (reporter, alarms) = (reporter.clone(), alarms.clone());
-    supervisor.thread(Stage::Source, "activity", BUDGET, move |stop| {
-        let messages = messages.lock().unwrap_or_else(PoisonError::into_inner);
+    supervisor.thread(Stage::Source, SERVICE, BUDGET, move |stop| {
+        let messages = lock(&messages);
         Watch::new(&plan, &reporter, &alarms, clocks).run(&messages, &stop)
     });
 }

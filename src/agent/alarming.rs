@@ -70,6 +70,7 @@ enum Urgent {
 enum Ask {
     Command { message: Received, settle: Settle },
     Receipt { ids: Vec<String>, actor: Actor, settle: Settle },
+    Set { rules: Box<Rules>, done: oneshot::Sender<()> },
 }
 
 /// Has a message from the broker acknowledged, once it is dealt with. Dropped before, it is not, and the
@@ -131,6 +132,14 @@ impl AlarmHandle {
         let _ = self.asks.try_send(Ask::Command { message, settle });
     }
 
+    /// Other rules are in force once this returns; what is open goes on, and so does its deadline.
+    pub(super) async fn set(&self, rules: Rules) {
+        let (done, in_force) = oneshot::channel();
+        if self.asks.send(Ask::Set { rules: Box::new(rules), done }).await.is_ok() {
+            let _ = in_force.await;
+        }
+    }
+
     /// The consumer has these events. Waits for no room either.
     pub(super) fn receipt(&self, ids: Vec<String>, actor: Actor, settle: Settle) {
         if settle.0.is_none() && self.asks.capacity() < QUEUED / 2 {
@@ -141,13 +150,42 @@ impl AlarmHandle {
     }
 }
 
-/// What the alarms need, checked, and what was open at the last end.
-#[derive(Debug)]
-pub(super) struct Plan {
+/// What the configuration says of the alarms.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Rules {
     settings: Settings,
     schedule: Option<Schedule>,
     zone: Zone,
     on_button: bool,
+    /// Whose commands are carried out.
+    sources: Vec<String>,
+}
+
+impl Rules {
+    pub(super) fn new(config: &config::Config, zone: Zone) -> Self {
+        let config::Alarm { cancel_window, receipt_timeout, again_after, rounds, .. } =
+            config.alarm;
+        let contacts = config.alarm.contacts.iter().map(|contact| Contact {
+            name: contact.name.clone(),
+            timeout: contact.timeout,
+            exec: contact.exec.clone(),
+        });
+        let contacts = contacts.collect();
+        let schedule = config.alarm.test_schedule;
+        Self {
+            settings: Settings { cancel_window, receipt_timeout, rounds, again_after, contacts },
+            schedule: schedule.map(|s| Schedule { weekday: s.weekday, minute: s.minute }),
+            zone,
+            on_button: config.alarm.on_button,
+            sources: config.commands.sources.clone(),
+        }
+    }
+}
+
+/// What the alarms need, and what was open at the last end.
+#[derive(Debug)]
+pub(super) struct Plan {
+    rules: Rules,
     restored: Restored,
     last_test: Option<i64>,
     commands: Commands,
@@ -155,7 +193,7 @@ pub(super) struct Plan {
 }
 
 /// Reads back what was open.
-pub(super) fn plan<S: Store>(config: &config::Config, zone: Zone, outbox: &Outbox<S>) -> Plan {
+pub(super) fn plan<S: Store>(rules: Rules, outbox: &Outbox<S>) -> Plan {
     let mut problems = Vec::new();
     let mut memo = |name: &str| match outbox.memo(name) {
         Ok(bytes) => bytes,
@@ -168,24 +206,8 @@ pub(super) fn plan<S: Store>(config: &config::Config, zone: Zone, outbox: &Outbo
     let test = memo(crate::alarm::TEST_MEMO);
     let day = memo(SCHEDULE_MEMO).and_then(|bytes| bytes.try_into().ok()).map(i64::from_be_bytes);
     let done = memo(crate::downlink::DONE_MEMO).unwrap_or_default();
-    let config::Alarm { cancel_window, receipt_timeout, again_after, rounds, .. } = config.alarm;
-    let contacts = config.alarm.contacts.iter().map(|contact| Contact {
-        name: contact.name.clone(),
-        timeout: contact.timeout,
-        exec: contact.exec.clone(),
-    });
-    let contacts = contacts.collect();
-    let schedule = config.alarm.test_schedule;
-    Plan {
-        settings: Settings { cancel_window, receipt_timeout, rounds, again_after, contacts },
-        schedule: schedule.map(|s| Schedule { weekday: s.weekday, minute: s.minute }),
-        zone,
-        on_button: config.alarm.on_button,
-        restored: Restored { real, test },
-        last_test: day,
-        commands: Commands::new(&done, config.commands.sources.clone()),
-        problems,
-    }
+    let commands = Commands::new(&done, rules.sources.clone());
+    Plan { rules, restored: Restored { real, test }, last_test: day, commands, problems }
 }
 
 /// What the task is joined to.
@@ -203,13 +225,14 @@ pub(super) struct Wires {
     pub(super) activity: Activity,
 }
 
-/// Starts the task, and the dialler where there is somebody to call.
+/// Starts the task and the dialler.
 pub(super) fn start(supervisor: &mut Supervisor, plan: Plan, wires: Wires) -> AlarmHandle {
     let (urgent, urgent_inputs) = mpsc::channel(QUEUED);
     let (asks, asked) = mpsc::channel(QUEUED);
     let handle = AlarmHandle { urgent, asks, reporter: wires.reporter.clone() };
-    let dials = start_dialler(supervisor, &plan, &handle, wires.clock);
-    let (alarms, problems) = Alarms::restore(plan.settings, &wires.boot, &plan.restored);
+    let dials = start_dialler(supervisor, &handle, wires.clock);
+    let settings = plan.rules.settings.clone();
+    let (alarms, problems) = Alarms::restore(settings, &wires.boot, &plan.restored);
     for alarm in alarms.open() {
         let (id, state, test) = (alarm.id, alarm.state, alarm.test);
         tracing::warn!(alarm = id, state, test, "an alarm is open from before");
@@ -225,10 +248,8 @@ pub(super) fn start(supervisor: &mut Supervisor, plan: Plan, wires: Wires) -> Al
         rng: wires.rng,
         signal: wires.signal,
         dials,
-        schedule: plan.schedule,
-        zone: plan.zone,
+        rules: plan.rules,
         last_test: plan.last_test,
-        on_button: plan.on_button,
         commands: plan.commands,
         activity: wires.activity,
         problems: plan.problems.into_iter().chain(problems).collect(),
@@ -245,13 +266,9 @@ pub(super) fn start(supervisor: &mut Supervisor, plan: Plan, wires: Wires) -> Al
 
 fn start_dialler(
     supervisor: &mut Supervisor,
-    plan: &Plan,
     handle: &AlarmHandle,
     clock: Clock,
-) -> Option<std::sync::mpsc::SyncSender<Dial>> {
-    if plan.settings.contacts.is_empty() {
-        return None;
-    }
+) -> std::sync::mpsc::SyncSender<Dial> {
     let (dials, calls) = std::sync::mpsc::sync_channel(CALLS);
     let urgent = handle.urgent.clone();
     supervisor.thread(Stage::Source, "dialler", BUDGET, move |stop| {
@@ -261,7 +278,7 @@ fn start_dialler(
         dialler::run(&calls, clock, || stop.is_set(), ended);
         Ok(())
     });
-    Some(dials)
+    dials
 }
 
 /// Monotonic time since boot, which holds across a restart of the process.
@@ -293,11 +310,9 @@ struct Task {
     time: Time,
     rng: Rng,
     signal: watch::Sender<Signal>,
-    dials: Option<std::sync::mpsc::SyncSender<Dial>>,
-    schedule: Option<Schedule>,
-    zone: Zone,
+    dials: std::sync::mpsc::SyncSender<Dial>,
+    rules: Rules,
     last_test: Option<i64>,
-    on_button: bool,
     commands: Commands,
     activity: Activity,
     problems: Vec<String>,
@@ -330,7 +345,7 @@ impl Task {
                 Some(ask) = self.asks.recv() => if let Err(error) = self.asked(ask).await {
                     tracing::error!("what came from the broker is not recorded, and comes again: {error}");
                 },
-                _ = look.tick(), if self.schedule.is_some() => self.look_at_schedule().await?,
+                _ = look.tick(), if self.rules.schedule.is_some() => self.look_at_schedule().await?,
             }
         }
     }
@@ -363,7 +378,7 @@ impl Task {
             return self.handle(causes, cancel(button, cause)).await;
         }
         let test = press == Press::Hold;
-        if !self.on_button && !test {
+        if !self.rules.on_button && !test {
             return self.step(causes, Vec::new(), |_, _, _| Ok(Told::default())).await.map(drop);
         }
         let text = format!("{} press of {button}", press.as_str());
@@ -409,6 +424,12 @@ impl Task {
                 self.command(&message).await?;
                 settle.done();
             }
+            Ask::Set { rules, done } => {
+                self.alarms.set(rules.settings.clone());
+                self.commands.set_sources(rules.sources.clone());
+                self.rules = *rules;
+                let _ = done.send(());
+            }
         }
         Ok(())
     }
@@ -450,9 +471,9 @@ impl Task {
     }
 
     async fn look_at_schedule(&mut self) -> Outcome {
-        let Some(schedule) = self.schedule else { return Ok(()) };
+        let Some(schedule) = self.rules.schedule else { return Ok(()) };
         let now = self.time.now();
-        let local = local(&self.zone, now);
+        let local = local(&self.rules.zone, now);
         let due = schedule.due(local, self.last_test);
         let Some(day) = due.filter(|_| now.wall.state == ClockState::Synced) else {
             return Ok(());
@@ -540,11 +561,10 @@ impl Task {
 
     fn dial(&self, calls: Vec<Call>) {
         for Call { alarm, number, contact, json } in calls {
-            let Some(dials) = &self.dials else { continue };
             tracing::warn!(alarm, contact = contact.name, "calling");
             let dial =
                 Dial { alarm, call: number, exec: contact.exec, json, limit: contact.timeout };
-            if dials.try_send(dial).is_err() {
+            if self.dials.try_send(dial).is_err() {
                 tracing::error!("the dialler takes no more calls; the next contact has its turn");
             }
         }

@@ -39,14 +39,8 @@ struct Known {
 }
 
 impl Board {
-    /// `confirmer`: what [`Audio::confirmer`] says; `None` where the device does not listen.
-    pub(super) fn new(
-        device: &str,
-        confirmer: Option<&str>,
-        outbox: &OutboxHandle,
-        clock: Clock,
-    ) -> Self {
-        let ear = |confirmer: &str| Audio { confirmer: confirmer.to_owned(), ..Audio::default() };
+    /// Of a device that does not listen yet.
+    pub(super) fn new(device: &str, outbox: &OutboxHandle, clock: Clock) -> Self {
         Self(Arc::new(Shared {
             device: device.to_owned(),
             boot_id: host::boot_id(),
@@ -54,7 +48,7 @@ impl Board {
             began: clock.now(),
             levels: outbox.levels(),
             known: Mutex::new(Known {
-                audio: confirmer.map(ear),
+                audio: None,
                 floor: NoiseFloor::default(),
                 uplink: Uplink::default(),
                 alarm: None,
@@ -112,6 +106,13 @@ impl Board {
             | Happening::Threshold { .. }
             | Happening::Inactivity { .. } => {}
         }
+    }
+
+    /// Notes that the device listens from now on, or no longer. `confirmer`: what [`Audio::confirmer`]
+    /// says.
+    pub(super) fn note_listening(&self, confirmer: Option<&str>) {
+        let ear = |confirmer: &str| Audio { confirmer: confirmer.to_owned(), ..Audio::default() };
+        lock(&self.0.known).audio = confirmer.map(ear);
     }
 
     /// Notes which alarm is open.

@@ -62,6 +62,11 @@ impl Commands {
         }
     }
 
+    /// From now on only these are obeyed.
+    pub(super) fn set_sources(&mut self, sources: Vec<String>) {
+        self.sources = sources;
+    }
+
     /// Reads a message; `None` if it needs no answer: it was answered before, or is one of a flood.
     pub(super) fn take(&mut self, message: &Received, now: Now) -> Option<Asked> {
         let request = decode_command(message, &self.sources, now.wall);

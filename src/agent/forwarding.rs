@@ -46,23 +46,59 @@ const DEAD_LETTER: &str = "dead-letter";
 /// The part that is at fault while no command can come.
 const COMMANDS: &str = "commands";
 
-/// Starts the task. The receiver says whether there is a session with the broker; the sender is for
-/// questions about what is under way.
-pub(super) fn start(
-    supervisor: &mut Supervisor,
-    plan: Plan,
-    outbox: &OutboxHandle,
-    reporter: &Reporter,
-    alarms: &AlarmHandle,
-    clock: Clock,
-    mut rng: Rng,
-) -> (watch::Receiver<bool>, AskUnderWay) {
-    let connected = watch::Sender::new(false);
-    let (ask, asked) = mpsc::channel(QUESTIONS);
-    let asked = Arc::new(Mutex::new(asked));
-    let receiver = connected.subscribe();
-    let (outbox, reporter, alarms) = (outbox.clone(), reporter.clone(), alarms.clone());
-    supervisor.task(Stage::Uplink, "uplink", BUDGET, move |stop| {
+/// Its name as a service.
+pub(super) const SERVICE: &str = "uplink";
+
+/// Faults that only the run that raised them can end.
+pub(super) const FAULTS: [&str; 8] = [
+    "receipt",
+    "subscriber",
+    "client-id",
+    "certificates",
+    COMMANDS,
+    refused_part(Lane::Alert),
+    refused_part(Lane::Status),
+    refused_part(Lane::Telemetry),
+];
+
+type Asked = mpsc::Receiver<oneshot::Sender<UnderWay>>;
+
+/// What outlives each run of the task, and each plan.
+#[derive(Debug, Clone)]
+pub(super) struct Links {
+    /// Whether there is a session with the broker.
+    connected: watch::Sender<bool>,
+    asked: Arc<Mutex<Asked>>,
+}
+
+impl Links {
+    /// The sender is for questions about what is under way.
+    pub(super) fn new() -> (Self, AskUnderWay) {
+        let (ask, asked) = mpsc::channel(QUESTIONS);
+        let asked = Arc::new(Mutex::new(asked));
+        (Self { connected: watch::Sender::new(false), asked }, ask)
+    }
+
+    /// Whether there is a session with the broker.
+    pub(super) fn connected(&self) -> watch::Receiver<bool> {
+        self.connected.subscribe()
+    }
+}
+
+/// What the task is joined to.
+pub(super) struct Wires {
+    pub(super) outbox: OutboxHandle,
+    pub(super) reporter: Reporter,
+    pub(super) alarms: AlarmHandle,
+    pub(super) clock: Clock,
+    pub(super) rng: Rng,
+}
+
+/// Starts the task.
+pub(super) fn start(supervisor: &mut Supervisor, plan: Plan, links: &Links, wires: Wires) {
+    let Links { connected, asked } = links.clone();
+    let Wires { outbox, reporter, alarms, clock, mut rng } = wires;
+    supervisor.task(Stage::Uplink, SERVICE, BUDGET, move |stop| {
         let (tell, changes) = mpsc::channel(CHANGES);
         let pump = Pump {
             tell,
@@ -83,7 +119,6 @@ pub(super) fn start(
         };
         forward(plan.clone(), pump, report(reporter.clone(), changes), rng.fork(), stop)
     });
-    (receiver, ask)
 }
 
 async fn forward(
@@ -131,7 +166,7 @@ struct Pump {
     delivered: Vec<(Lane, Position)>,
     tell: mpsc::Sender<Change>,
     /// Questions about what is under way; they outlive a restart.
-    asked: Arc<Mutex<mpsc::Receiver<oneshot::Sender<UnderWay>>>>,
+    asked: Arc<Mutex<Asked>>,
     device: String,
     rules: Rules,
     faults: Faults,

@@ -14,6 +14,7 @@ use crate::supervisor::Supervisor;
 /// What it is made of.
 pub(super) struct Parts {
     pub(super) plan: Plan,
+    pub(super) signal: watch::Sender<Signal>,
     pub(super) reporter: Reporter,
     pub(super) maker: Maker,
     pub(super) clock: Clock,
@@ -28,11 +29,9 @@ pub(super) fn start(
     config: &Config,
     parts: Parts,
 ) -> (AlarmHandle, mpsc::Sender<ingest::Alarming>) {
-    let Parts { plan, reporter, maker, clock, rng, controls, activity } = parts;
+    let Parts { plan, signal, reporter, maker, clock, rng, controls, activity } = parts;
     let (wanted, ingested) = mpsc::channel(ingest::MAX_REQUESTS);
-    let (signal, alarm) = watch::channel(Signal::Off);
-    let fault = reporter.signal();
-    signalling::start(supervisor, &config.signal, alarm, fault, &reporter, clock);
+    signalling::start(supervisor, &config.signal, signal.subscribe(), &reporter, clock);
     let boot = host::boot_id();
     let (reporting, away) = (reporter.clone(), activity.clone());
     let wires =

@@ -6,10 +6,11 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::alarming::AlarmHandle;
+use super::reporter::lock;
 use super::{BUDGET, Happening, Reporter};
 use crate::alarm::Kind;
 use crate::audio::{Health, Loudness, Meter, Rate, SAMPLE_RATE_HZ};
@@ -28,8 +29,10 @@ use crate::voice::{Agreement, Detection, Detector, Keyphrase, Model, OperatingPo
 const REOPEN: Duration = Duration::from_secs(5);
 /// How long one look for sound may take: the time within which the end of the agent is noticed.
 const READ: Duration = Duration::from_millis(200);
+/// Its name as a service.
+pub(super) const SERVICE: &str = "detector";
 /// The part that is at fault when no sound comes.
-const MICROPHONE: &str = "microphone";
+pub(super) const MICROPHONE: &str = "microphone";
 
 /// Finds keyphrases in sound: the detector, or what a test puts in its place.
 pub trait Listener: Send {
@@ -50,10 +53,11 @@ impl Listener for Detector {
 type MakeListener = Box<dyn FnMut() -> Result<Box<dyn Listener>, String> + Send>;
 /// Gives what [`Plan::confirmer`] says beside the maker.
 type PlanListener =
-    Box<dyn FnOnce(&config::Voice) -> Result<(MakeListener, &'static str), Failure> + Send>;
+    Box<dyn FnMut(&config::Voice) -> Result<(MakeListener, &'static str), Failure> + Send>;
 
-/// Plans a listener from the configuration, and makes one for each run of the thread.
-pub struct ListenerFactory(PlanListener);
+/// Plans a listener from the configuration, and makes one for each run of the thread. Cheap to clone.
+#[derive(Clone)]
+pub struct ListenerFactory(Arc<Mutex<PlanListener>>);
 
 impl std::fmt::Debug for ListenerFactory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -64,13 +68,17 @@ impl std::fmt::Debug for ListenerFactory {
 impl ListenerFactory {
     /// The voice detector with its weights from the disk.
     pub fn detector() -> Self {
-        Self(Box::new(|voice| {
+        let mut kept: Option<Weights> = None;
+        Self::new(Box::new(move |voice| {
             let settings = settings(voice)?;
-            let places = models::search_path(Some(&voice.models));
-            let model =
-                models::load(&places).map_err(|e| Failure::new(exit::CONFIG, e.to_string()))?;
-            let model: Arc<Model> = Arc::new(model);
-            let recogniser = recogniser(voice.confirm, &places)?;
+            // Two recognisers at once are more than a small device holds.
+            let known = kept.take_if(|kept| kept.models == voice.models);
+            let known = known.filter(|kept| kept.confirm == voice.confirm);
+            let weights = match known {
+                Some(weights) => weights,
+                None => Weights::load(voice)?,
+            };
+            let Weights { model, recogniser, .. } = kept.insert(weights).clone();
             let confirmer = match (&recogniser, voice.confirm) {
                 (Some(_), _) => recogniser::NAME,
                 (None, Confirm::Off) => "off",
@@ -94,8 +102,35 @@ impl ListenerFactory {
     }
 
     /// Whatever `make` makes; called again after a failure.
-    pub fn custom(mut make: impl FnMut() -> Box<dyn Listener> + Send + 'static) -> Self {
-        Self(Box::new(|_| Ok((Box::new(move || Ok(make())), "off"))))
+    pub fn custom(make: impl FnMut() -> Box<dyn Listener> + Send + 'static) -> Self {
+        let make = Arc::new(Mutex::new(make));
+        Self::new(Box::new(move |_| {
+            let make = Arc::clone(&make);
+            Ok((Box::new(move || Ok(lock(&make)())), "off"))
+        }))
+    }
+
+    fn new(plan: PlanListener) -> Self {
+        Self(Arc::new(Mutex::new(plan)))
+    }
+}
+
+/// What takes time and memory to load: kept for the next plan.
+#[derive(Clone)]
+struct Weights {
+    models: PathBuf,
+    confirm: Confirm,
+    model: Arc<Model>,
+    recogniser: Option<Handle>,
+}
+
+impl Weights {
+    fn load(voice: &config::Voice) -> Result<Self, Failure> {
+        let places = models::search_path(Some(&voice.models));
+        let model = models::load(&places).map_err(|e| Failure::new(exit::CONFIG, e.to_string()))?;
+        let recogniser = recogniser(voice.confirm, &places)?;
+        let (models, confirm) = (voice.models.clone(), voice.confirm);
+        Ok(Self { models, confirm, model: Arc::new(model), recogniser })
     }
 }
 
@@ -164,7 +199,7 @@ enum Input {
 pub(super) fn plan(
     config: &Config,
     encore: Vec<PathBuf>,
-    factory: ListenerFactory,
+    factory: &ListenerFactory,
 ) -> Result<Option<Plan>, Failure> {
     let input = match &config.audio {
         AudioInput::None => {
@@ -180,11 +215,12 @@ pub(super) fn plan(
             Input::Files(files)
         }
     };
-    let (make, confirmer) = (factory.0)(&config.voice)?;
+    let (make, confirmer) = lock(&factory.0)(&config.voice)?;
     Ok(Some(Plan { input, make, confirmer }))
 }
 
 /// Starts the thread.
+///
 /// How loud it is goes to `loudness` as well, where a sensor of noise reads it.
 ///
 /// `alarms` where what is heard makes an alarm.
@@ -198,7 +234,7 @@ pub(super) fn start(
 ) {
     let Plan { mut input, mut make, .. } = plan;
     let (reporter, loudness) = (reporter.clone(), Arc::clone(loudness));
-    supervisor.thread(Stage::Source, "detector", BUDGET, move |stop| {
+    supervisor.thread(Stage::Source, SERVICE, BUDGET, move |stop| {
         let meter = Meter::new();
         let (listener, alarms, loudness) = (make()?, alarms.as_ref(), &*loudness);
         let mut ear = Ear { listener, reporter: &reporter, alarms, meter, loudness, watch: None };

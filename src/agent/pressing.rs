@@ -23,6 +23,19 @@ const REOPEN: Duration = Duration::from_secs(5);
 /// Changes of faults that wait to be stored: more than come before a disk that hangs ends the process.
 const CHANGES: usize = 32;
 
+/// Their name as services.
+pub(super) const SERVICE: &str = "button";
+
+/// The faults that a button can have.
+fn parts(button: &config::Button) -> [String; 2] {
+    [format!("button.{}", button.name), format!("button.{}.stuck", button.name)]
+}
+
+/// The faults that these buttons can have.
+pub(super) fn faults(buttons: &[config::Button]) -> Vec<String> {
+    buttons.iter().flat_map(parts).collect()
+}
+
 /// Starts a task for each button.
 pub(super) fn start(
     supervisor: &mut Supervisor,
@@ -33,17 +46,18 @@ pub(super) fn start(
     clock: Clock,
 ) {
     for settings in buttons {
+        let [part, stuck] = parts(settings);
         let watcher = Watcher {
             settings: settings.clone(),
             contact: contact(&settings.contact),
-            part: format!("button.{}", settings.name),
-            stuck: format!("button.{}.stuck", settings.name),
+            part,
+            stuck,
             reporter: reporter.clone(),
             alarms: alarms.clone(),
             activity: activity.clone(),
             clock,
         };
-        supervisor.task(Stage::Source, "button", BUDGET, move |stop| {
+        supervisor.task(Stage::Source, SERVICE, BUDGET, move |stop| {
             let watcher = watcher.clone();
             async move { watcher.run(stop).await }
         });

@@ -23,7 +23,7 @@ use crate::config::{self, Config, SignKind, Source, Urgency};
 use crate::driver::sensors::{Done, Measured, Probe, Readers, SLOW};
 use crate::event::catalogue::Occurrence;
 use crate::event::{Event, Lane};
-use crate::sensor::{News, Power, PowerNews, Raw, Sensor};
+use crate::sensor::{Ailment, News, Power, PowerNews, Raw, Sensor};
 use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
 
 /// A read that takes longer does not answer.
@@ -36,6 +36,23 @@ const QUEUED: usize = 256;
 const AGAIN: Duration = Duration::from_secs(1);
 /// Readings stored in one go at most.
 const BATCH: usize = 64;
+
+/// The names of its services; what makes before what stores.
+pub(super) const SERVICES: [&str; 3] = ["sensors", "sensor-readings", "sensor-news"];
+
+/// The faults that these sensors can have.
+pub(super) fn faults(sensors: &[config::Sensor]) -> Vec<String> {
+    let supplies = sensors.iter().filter_map(|sensor| match &sensor.source {
+        Source::PowerSupply { supply, .. } => Some(Ailment::of(*supply).part().to_owned()),
+        _ => None,
+    });
+    sensors.iter().map(|sensor| part(&sensor.name)).chain(supplies).collect()
+}
+
+/// Apart from parts that are not sensors: one may be called `mains`, or `microphone`.
+fn part(sensor: &str) -> String {
+    format!("sensor.{sensor}")
+}
 
 /// What the thread needs, checked.
 #[derive(Debug)]
@@ -131,7 +148,7 @@ pub(super) fn start(
     store_readings(supervisor, reporter, stored);
     tell_news(supervisor, reporter, told);
     let (reporter, alarms) = (reporter.clone(), alarms.clone());
-    supervisor.thread(Stage::Source, "sensors", BUDGET, move |stop| {
+    supervisor.thread(Stage::Source, SERVICES[0], BUDGET, move |stop| {
         let (readings, news) = (readings.clone(), news.clone());
         let (reporter, activity, alarms) = (reporter.clone(), activity.clone(), alarms.clone());
         let out = Out { reporter, activity, alarms, readings, news, clocks, stop: stop.clone() };
@@ -147,7 +164,7 @@ fn store_readings(
 ) {
     let readings = Arc::new(Mutex::new(readings));
     let reporter = reporter.clone();
-    supervisor.task(Stage::Source, "sensor-readings", BUDGET, move |mut stop| {
+    supervisor.task(Stage::Source, SERVICES[1], BUDGET, move |mut stop| {
         let (readings, reporter) = (Arc::clone(&readings), reporter.clone());
         async move {
             let mut readings = readings.lock().await;
@@ -184,7 +201,7 @@ enum Word {
 fn tell_news(supervisor: &mut Supervisor, reporter: &Reporter, news: mpsc::Receiver<Word>) {
     let news = Arc::new(Mutex::new(news));
     let reporter = reporter.clone();
-    supervisor.task(Stage::Source, "sensor-news", BUDGET, move |mut stop| {
+    supervisor.task(Stage::Source, SERVICES[2], BUDGET, move |mut stop| {
         let (news, reporter) = (Arc::clone(&news), reporter.clone());
         async move {
             let mut news = news.lock().await;
@@ -418,9 +435,8 @@ impl Out {
                 }
                 News::Exceeded(place, value) => self.threshold(settings, place, true, value),
                 News::Cleared(place, value) => self.threshold(settings, place, false, value),
-                // Apart from parts that are not sensors: one may be called `mains`, or `microphone`.
-                News::Failed(problem) => self.raise(&format!("sensor.{name}"), problem),
-                News::Works => self.clear(&format!("sensor.{name}")),
+                News::Failed(problem) => self.raise(&part(name), problem),
+                News::Works => self.clear(&part(name)),
                 News::Activity => {
                     let kind = settings.activity.map(|sign| sign.kind);
                     self.activity.sign(name, kind == Some(SignKind::Door));

@@ -2,9 +2,11 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio::net::UnixListener;
+use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use super::board::Board;
@@ -17,23 +19,28 @@ use crate::supervisor::{Stage, Supervisor};
 
 /// Between two attempts to listen for whoever asks for metrics.
 const REBIND: Duration = Duration::from_secs(30);
-/// The part that is at fault when that fails.
-const OPS: &str = "ops";
+/// Its name as a service.
+pub(super) const INGEST: &str = "ingest";
+/// The part that is at fault when that fails, and its service.
+pub(super) const OPS: &str = "ops";
 
-/// Takes events of other programs.
+/// Makes the socket, so that a wrong path is found before anything else depends on it.
 ///
 /// # Errors
 /// 69: the socket cannot be made, or somebody listens there already.
-pub(super) async fn start_ingest(
+pub(super) async fn bind_ingest(path: &Path) -> Result<UnixListener, Failure> {
+    ingest::bind(path).await.map_err(|e| Failure::new(exit::UNAVAILABLE, e.to_string()))
+}
+
+/// Takes events of other programs.
+pub(super) fn start_ingest(
     supervisor: &mut Supervisor,
     path: PathBuf,
+    first: UnixListener,
     services: ingest::Services,
-) -> Result<(), Failure> {
-    // Bound here once, so that a wrong path ends the start with its message.
-    let first =
-        ingest::bind(&path).await.map_err(|e| Failure::new(exit::UNAVAILABLE, e.to_string()))?;
+) {
     let mut first = Some(first);
-    supervisor.task(Stage::Source, "ingest", BUDGET, move |stop| {
+    supervisor.task(Stage::Source, INGEST, BUDGET, move |stop| {
         let (bound, path, services) = (first.take(), path.clone(), services.clone());
         async move {
             let listener = match bound {
@@ -44,7 +51,6 @@ pub(super) async fn start_ingest(
             served.map_err(|e| format!("serve {}: {e}", path.display()))
         }
     });
-    Ok(())
 }
 
 /// What `hark status` and metrics are asked of.
@@ -61,7 +67,7 @@ pub(super) fn start_ops(
     reporter: &Reporter,
 ) {
     let (status, reporter) = (source(board), reporter.clone());
-    supervisor.task(Stage::Source, "ops", BUDGET, move |stop| {
+    supervisor.task(Stage::Source, OPS, BUDGET, move |stop| {
         let (status, reporter) = (status.clone(), reporter.clone());
         async move {
             let mut stopped = stop.receiver();
@@ -87,7 +93,21 @@ pub(super) fn start_ops(
 }
 
 /// Sends a heartbeat now and then, for ever.
-pub(super) async fn beat(interval: Duration, board: &Board, reporter: &Reporter) -> Infallible {
+pub(super) async fn beat(
+    mut interval: watch::Receiver<Duration>,
+    board: &Board,
+    reporter: &Reporter,
+) -> Infallible {
+    loop {
+        let every = *interval.borrow_and_update();
+        tokio::select! {
+            never = beat_every(every, board, reporter) => match never {},
+            Ok(()) = interval.changed() => {}
+        }
+    }
+}
+
+async fn beat_every(interval: Duration, board: &Board, reporter: &Reporter) -> Infallible {
     let mut heart = tokio::time::interval(interval);
     // Behind a hang or a sleep of the machine one says it all.
     heart.set_missed_tick_behavior(MissedTickBehavior::Skip);

@@ -26,21 +26,26 @@ const LIGHT: &str = "signal.light";
 /// The part that is at fault when no tone can be played.
 const TONE: &str = "signal.tone";
 
-/// Starts the thread, where there is a light or a tone. `alarm` is what the alarms want said, `fault`
-/// what the faults do.
+/// Its name as a service.
+pub(super) const SERVICE: &str = "signal";
+/// Faults that only the run that raised them can end.
+pub(super) const FAULTS: [&str; 2] = [LIGHT, TONE];
+
+/// Starts the thread, where there is a light or a tone. `alarm` is what the alarms want said; what the
+/// faults do, the reporter knows.
 pub(super) fn start(
     supervisor: &mut Supervisor,
     settings: &config::Signal,
     alarm: watch::Receiver<Signal>,
-    fault: watch::Receiver<Signal>,
     reporter: &Reporter,
     clock: Clock,
 ) {
+    let fault = reporter.signal();
     if settings.led.is_none() && settings.tone.is_none() {
         return;
     }
     let (settings, reporter) = (settings.clone(), reporter.clone());
-    supervisor.thread(Stage::Uplink, "signal", BUDGET, move |stop| {
+    supervisor.thread(Stage::Uplink, SERVICE, BUDGET, move |stop| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let runtime = runtime.map_err(|e| format!("its timer cannot be made: {e}"))?;
         let mut speaker = Speaker {

@@ -51,6 +51,11 @@ impl Alarms {
         (Self { settings, boot: boot.to_owned(), real, test }, problems)
     }
 
+    /// Other settings count from now on. Deadlines that run already stay as they are.
+    pub fn set(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
     /// What is to be remembered of this state, under [`REAL_MEMO`] and [`TEST_MEMO`]: only what
     /// differs from `before`. Empty bytes: no alarm is open.
     pub fn memos(&self, before: &Self) -> Vec<(&'static str, Vec<u8>)> {

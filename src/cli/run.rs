@@ -13,7 +13,7 @@ pub struct Args {
     pub config: PathBuf,
 }
 
-/// Runs until SIGTERM or SIGINT, then drains.
+/// Runs until SIGTERM or SIGINT, then drains; reads its configuration anew on SIGHUP.
 ///
 /// # Errors
 /// 78: the configuration is wrong. 74: the outbox cannot be opened or failed. 69: a part failed
@@ -21,7 +21,10 @@ pub struct Args {
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let loaded = config::load(&args.config)?;
     runtime()?.block_on(async {
-        let stop = agent::signals()?;
-        agent::run(loaded.config, agent::Parts::device(), stop).await
+        let (stop, hangup) = agent::signals()?;
+        let file = args.config.clone();
+        let reload = agent::Reload::new(hangup, move || Ok(config::load(&file)?.config));
+        let parts = agent::Parts { reload: Some(reload), ..agent::Parts::device() };
+        agent::run(loaded.config, parts, stop).await
     })
 }

@@ -209,14 +209,18 @@ fn introduce(display: &mut Display<std::io::Stdout>, loaded: &Loaded, embedded: 
 }
 
 fn stop(duration: Option<Duration>) -> Result<impl Future<Output = &'static str>, Failure> {
-    let signals = agent::signals()?;
-    Ok(async move {
+    let (signals, mut terminal_gone) = agent::signals()?;
+    let over = async move {
         match duration {
-            None => signals.await,
-            Some(duration) => tokio::select! {
-                signal = signals => signal,
-                () = tokio::time::sleep(duration) => "the time given is over",
-            },
+            None => std::future::pending().await,
+            Some(duration) => tokio::time::sleep(duration).await,
+        }
+    };
+    Ok(async move {
+        tokio::select! {
+            signal = signals => signal,
+            _ = terminal_gone.recv() => "SIGHUP",
+            () = over => "the time given is over",
         }
     })
 }

@@ -103,8 +103,8 @@ pub struct Trigger {
 pub struct Targets {
     /// All of them.
     pub outbox: OutboxHandle,
-    /// In the order of the configuration.
-    pub routes: Vec<Route>,
+    /// In the order of the configuration; they may change while events come.
+    pub routes: watch::Receiver<Vec<Route>>,
     /// Those that are to make an alarm.
     pub alarms: mpsc::Sender<Alarming>,
 }
@@ -281,7 +281,8 @@ impl Targets {
     /// Whether it makes an alarm, and its lane: what a route says, `alert` for what makes an alarm, what
     /// the event itself asks for, telemetry.
     fn route(&self, event: Event) -> Result<(Lane, Event, bool), Problem> {
-        let route = self.routes.iter().find(|route| route.fits(event.event_type()));
+        let routes = self.routes.borrow();
+        let route = routes.iter().find(|route| route.fits(event.event_type()));
         let alarm = route.is_some_and(|route| route.alarm);
         let (asked, event) = in_lane(event)?;
         let otherwise = if alarm { Lane::Alert } else { asked };

@@ -77,6 +77,12 @@ impl Disk<SledStore> for OutboxDisk {
         self.ballast.is_short()
     }
 
+    fn bound(&mut self, outbox: &mut Outbox<SledStore>, limits: Limits, max_size: u64) {
+        (self.limits, self.max_size) = (limits, max_size);
+        outbox.set_limits(limits);
+        outbox.store_mut().keep_within(max_size);
+    }
+
     fn wants_renewal(&mut self, outbox: &Outbox<SledStore>) -> bool {
         let left: u64 = outbox.bytes().iter().sum();
         left <= RENEW_LEFT_BYTES

@@ -30,11 +30,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::clock::Clock;
 use crate::event::Lane;
 use crate::outbox::{
-    Accepted, Damage, Levels, MAX_COMMIT_EVENTS, Memo, Outbox, OutboxError, Page, PageLimit,
-    Position, Store,
+    Accepted, Damage, Levels, Limits, MAX_COMMIT_EVENTS, Memo, Outbox, OutboxError, Page,
+    PageLimit, Position, Store,
 };
 use handle::{Append, Request, refuse};
-pub use handle::{Census, OutboxHandle, Purge, Requests, channel};
+pub use handle::{Bounds, Census, OutboxHandle, Purge, Requests, channel};
 
 /// Requests that wait to be taken up at most.
 pub const QUEUED_REQUESTS: usize = 32;
@@ -94,6 +94,9 @@ pub trait Disk<S> {
 
     /// Whether room is so short that it must be left to alerts and status.
     fn is_short(&mut self) -> bool;
+
+    /// Other limits are in force, and the files may take `max_size` bytes.
+    fn bound(&mut self, _: &mut Outbox<S>, _limits: Limits, _max_size: u64) {}
 
     /// Whether the outbox's file has become so large for what it holds that a fresh one pays.
     fn wants_renewal(&mut self, _: &Outbox<S>) -> bool {

@@ -252,3 +252,50 @@ fn a_refused_request_does_not_spoil_its_company() {
     });
     running.end().unwrap();
 }
+
+/// Sets limits as the disk of the agent does.
+struct Bounded;
+
+impl<S: Store> Disk<S> for Bounded {
+    fn revive(&mut self, _: u32, error: &OutboxError) -> Result<Outbox<S>, OutboxError> {
+        Err(error.clone())
+    }
+
+    fn is_short(&mut self) -> bool {
+        false
+    }
+
+    fn bound(&mut self, outbox: &mut Outbox<S>, limits: Limits, _: u64) {
+        outbox.set_limits(limits);
+    }
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "the supervisor is not what is tested here")]
+fn other_bounds_are_in_force_at_once_for_what_waits_and_for_what_is_stored() {
+    let (handle, requests) = channel();
+    let (stop, stopped) = watch::channel(false);
+    let clock = Clock::new(|| ClockState::Synced);
+    let outbox = Outbox::open(MemoryStore::default()).unwrap();
+    let thread =
+        std::thread::spawn(move || run_on(outbox, requests, clock, PATIENT, stopped, Bounded));
+    runtime().block_on(async {
+        let mut levels = handle.levels();
+        handle.append(events(Lane::Alert, 1)).await.unwrap();
+        let telemetry = tokio::join!(
+            handle.append(events(Lane::Telemetry, 2)),
+            handle.append(events(Lane::Alert, 3)),
+        );
+        telemetry.0.unwrap();
+        assert_eq!(levels.borrow_and_update().records, [2, 0, 1]);
+        let limits = Limits { bytes: u64::MAX, expiry: Duration::ZERO };
+        let settings = Settings { coalesce: [Duration::ZERO; 3], ..PATIENT };
+        handle.bound(Bounds { settings, limits, max_size: u64::MAX }).await.unwrap();
+        levels.wait_for(|levels| levels.records == [2, 0, 0]).await.unwrap();
+        // It would wait for company without end.
+        let status = handle.append(events(Lane::Status, 4));
+        tokio::time::timeout(Duration::from_secs(30), status).await.unwrap().unwrap();
+    });
+    stop.send_replace(true);
+    thread.join().unwrap().unwrap();
+}

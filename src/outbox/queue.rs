@@ -226,8 +226,13 @@ impl<S: Store> Outbox<S> {
 
     /// Bounds what is kept. Without it nothing is evicted and nothing expires.
     pub fn with_limits(mut self, limits: Limits) -> Self {
-        self.limits = Some(limits);
+        self.set_limits(limits);
         self
+    }
+
+    /// The same from now on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = Some(limits);
     }
 
     /// Says whether the disk is so full that its room must be left to alerts and status.

@@ -38,6 +38,14 @@ pub enum Ailment {
 }
 
 impl Ailment {
+    /// What a supply of this kind can have.
+    pub fn of(supply: Supply) -> Self {
+        match supply {
+            Supply::Mains => Self::Mains,
+            Supply::Battery { .. } => Self::Battery,
+        }
+    }
+
     /// The name of the part in fault events.
     pub fn part(self) -> &'static str {
         match self {
@@ -95,11 +103,10 @@ impl Power {
     /// Takes the condition; what is to be told of it.
     pub fn handle(&mut self, condition: &Condition) -> Vec<PowerNews> {
         let mut news = Vec::new();
-        let (ailment, problem) = match self.supply {
-            Supply::Mains => (Ailment::Mains, mains_problem(condition)),
-            Supply::Battery { low } => {
-                (Ailment::Battery, battery_problem(condition, low, self.ailing == Some(true)))
-            }
+        let ailment = Ailment::of(self.supply);
+        let problem = match self.supply {
+            Supply::Mains => mains_problem(condition),
+            Supply::Battery { low } => battery_problem(condition, low, self.ailing == Some(true)),
         };
         if self.ailing != Some(problem.is_some()) {
             self.ailing = Some(problem.is_some());

@@ -144,6 +144,12 @@ impl Agent {
         self.child.wait().expect("wait for hark");
     }
 
+    /// SIGHUP.
+    pub fn hang_up(&self) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-HUP", &pid]).status().expect("kill").success());
+    }
+
     /// SIGTERM, and the exit status.
     pub fn stop(self) -> ExitStatus {
         let pid = self.child.id().to_string();

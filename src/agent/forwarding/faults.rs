@@ -45,7 +45,7 @@ pub(in crate::agent) async fn report<Part: AsRef<str>>(
 }
 
 /// The part that is at fault while records of a lane are refused.
-pub(super) fn refused_part(lane: Lane) -> &'static str {
+pub(super) const fn refused_part(lane: Lane) -> &'static str {
     match lane {
         Lane::Alert => "uplink.refused.alert",
         Lane::Status => "uplink.refused.status",

@@ -1,5 +1,7 @@
 //! From the settings to what the uplink needs, checked.
 
+use std::hash::{Hash, Hasher};
+
 use crate::cli::{Failure, VERSION, exit};
 use crate::config;
 use crate::downlink;
@@ -13,9 +15,15 @@ pub(in crate::agent) struct Plan {
     pub(super) device: String,
     pub(super) driver: driver::Config,
     pub(super) rules: Rules,
+    credentials: u64,
 }
 
 impl Plan {
+    /// Tells whether password, certificates or keys differ from those of another plan.
+    pub(in crate::agent) fn credentials(&self) -> u64 {
+        self.credentials
+    }
+
     /// The part that says how to get to the broker and who we are there.
     pub(in crate::agent) fn into_driver(self) -> driver::Config {
         self.driver
@@ -88,7 +96,23 @@ pub(in crate::agent) fn plan(config: &config::Config, device: &str) -> Result<Pl
     driver.transport = transport;
     driver.password_file.clone_from(&config.password_file);
     driver.check().map_err(|e| wrong(e.key, &e.problem))?;
-    Ok(Plan { device: device.to_owned(), driver, rules })
+    Ok(Plan { device: device.to_owned(), driver, rules, credentials: credentials(config) })
+}
+
+/// A number for the contents of all files with secrets and certificates.
+fn credentials(config: &config::Uplink) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    for file in [
+        &config.password_file,
+        &config.proxy_password_file,
+        &config.ca_file,
+        &config.cert_file,
+        &config.key_file,
+        &config.crl_file,
+    ] {
+        file.as_deref().map(host::read_secret).hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 fn rules(config: &config::Config) -> Rules {

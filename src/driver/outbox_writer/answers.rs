@@ -3,7 +3,9 @@
 //! Appends and removals wait for a commit; all else is done at once, and where the outbox fails
 //! meanwhile, it is asked of the one that takes its place.
 
-use super::handle::{Census, Purge, Reply, Request};
+use std::time::Duration;
+
+use super::handle::{Bounds, Census, Purge, Reply, Request};
 use super::{Disk, Writer};
 use crate::event::{Lane, Losses};
 use crate::outbox::{Damage, Group, OutboxError, Page, PageLimit, Position, Record, Store};
@@ -27,6 +29,12 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
             Request::Remove(records) => {
                 self.due_in(self.settings.removal_delay);
                 self.pending.removals.extend(records);
+            }
+            Request::Bound(Bounds { settings, limits, max_size }) => {
+                self.settings = settings;
+                self.disk.bound(&mut self.outbox, limits, max_size);
+                self.pending.expire_at = None;
+                self.due_in(Duration::ZERO);
             }
             Request::Deadletter { lane, position, reason, reply } => {
                 let done = self.deadletter(lane, position, &reason);

@@ -2,11 +2,11 @@
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::QUEUED_REQUESTS;
+use super::{QUEUED_REQUESTS, Settings};
 use crate::event::{Event, Lane, Losses};
 use crate::outbox::{
-    Accepted, DeadLetter, Levels, Memo, OutboxError, PageLimit, Position, Record, check_batch,
-    check_memo,
+    Accepted, DeadLetter, Levels, Limits, Memo, OutboxError, PageLimit, Position, Record,
+    check_batch, check_memo,
 };
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, OutboxError>>;
@@ -14,6 +14,7 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, OutboxError>>;
 #[derive(Debug)]
 pub(super) enum Request {
     Append(Append),
+    Bound(Bounds),
     Remove(Vec<(Lane, Position)>),
     Deadletter {
         lane: Lane,
@@ -53,7 +54,7 @@ impl Request {
     pub(super) fn refuse(self, error: &OutboxError) {
         match self {
             Self::Append(append) => refuse(append.reply, error),
-            Self::Remove(_) => {}
+            Self::Remove(_) | Self::Bound(_) => {}
             Self::Deadletter { reply, .. } => refuse(reply, error),
             Self::Requeue { reply, .. } => refuse(reply, error),
             Self::Purge { reply, .. } => refuse(reply, error),
@@ -67,6 +68,17 @@ impl Request {
 /// That nobody waits for the answer any more is no fault.
 pub(super) fn refuse<T>(reply: Reply<T>, error: &OutboxError) {
     let _ = reply.send(Err(error.clone()));
+}
+
+/// What of the writer's work can be set while it works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// How long what may wait does wait.
+    pub settings: Settings,
+    /// How much is kept, and for how long.
+    pub limits: Limits,
+    /// Bytes that the files may take.
+    pub max_size: u64,
 }
 
 /// What somebody asks to be destroyed.
@@ -180,6 +192,14 @@ impl OutboxHandle {
     /// The outbox is closed or has failed; the records will be there again after a restart.
     pub async fn remove(&self, records: Vec<(Lane, Position)>) -> Result<(), OutboxError> {
         self.requests.send(Request::Remove(records)).await.map_err(|_| OutboxError::Closed)
+    }
+
+    /// Sets other bounds, in force for what comes after.
+    ///
+    /// # Errors
+    /// The outbox is closed or has failed.
+    pub async fn bound(&self, bounds: Bounds) -> Result<(), OutboxError> {
+        self.requests.send(Request::Bound(bounds)).await.map_err(|_| OutboxError::Closed)
     }
 
     /// Sets a record aside as a dead letter; false if it must stay in its lane.
