@@ -3,7 +3,7 @@
 //! Everything else is handed an [`Instant`], a wall-clock time or an [`Rng`], so that tests run
 //! in virtual time and a failure is repeated from its seed.
 //!
-//! Absent: correction of a wrong wall clock (`recordedtime`); [`WallTime::state`] only says whether
+//! Absent: correction of a wrong wall clock, which is `outbox`'s matter; [`WallTime::state`] only says whether
 //! the kernel believes the clock to be synchronised.
 
 mod zone;

@@ -79,6 +79,7 @@ fn a_record_of_every_version_is_read() {
             sequence: 3,
             accepted_ms: NOW.unix_ms,
             attributes: &attributes,
+            noted: None,
             data: event.data(),
         });
         let path = fixture(&format!("record-v{VERSION}.bin"));

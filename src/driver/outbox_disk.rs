@@ -3,13 +3,16 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::ballast::Ballast;
 use super::outbox_writer::Disk;
 use super::sled_store::SledStore;
-use super::{outbox_open, outbox_renew};
+use super::{host, outbox_open, outbox_renew, sys};
 use crate::clock::Clock;
+use crate::event::Moment;
 use crate::outbox::{Chronicle, Limits, Outbox, OutboxError};
 
 /// A file of at least this size is worth a fresh one: four megabytes of ballast beside it, the outbox
@@ -29,6 +32,10 @@ pub struct OutboxDisk {
     limits: Limits,
     max_size: u64,
     clock: Clock,
+    /// The kernel's id of this boot; `None`: unknown.
+    boot: Option<String>,
+    /// True: taken for full.
+    full: Option<Arc<AtomicBool>>,
     /// No fresh file before that: the last attempt came to nothing.
     rests_until: Option<Instant>,
 }
@@ -44,7 +51,23 @@ impl OutboxDisk {
         clock: Clock,
     ) -> Self {
         let ballast = Ballast::new(&path);
-        Self { path, ballast, chronicle, limits, max_size, clock, rests_until: None }
+        let boot = Some(host::boot_id()).filter(|boot| boot != "unknown");
+        Self {
+            path,
+            ballast,
+            chronicle,
+            limits,
+            max_size,
+            clock,
+            boot,
+            full: None,
+            rests_until: None,
+        }
+    }
+
+    /// With a switch that has the disk taken for full.
+    pub fn taken_for_full(self, full: Option<Arc<AtomicBool>>) -> Self {
+        Self { full, ..self }
     }
 
     /// The outbox with what it needs beside its store.
@@ -74,13 +97,19 @@ impl Disk<SledStore> for OutboxDisk {
     }
 
     fn is_short(&mut self) -> bool {
-        self.ballast.is_short()
+        let full = self.full.as_ref().is_some_and(|full| full.load(Ordering::Relaxed));
+        self.ballast.is_short() || full
     }
 
     fn bound(&mut self, outbox: &mut Outbox<SledStore>, limits: Limits, max_size: u64) {
         (self.limits, self.max_size) = (limits, max_size);
         outbox.set_limits(limits);
         outbox.store_mut().keep_within(max_size);
+    }
+
+    fn moment(&self) -> Option<Moment> {
+        let ms = u64::try_from(sys::since_boot().as_millis()).unwrap_or(u64::MAX);
+        self.boot.clone().map(|boot| Moment { boot, ms })
     }
 
     fn wants_renewal(&mut self, outbox: &Outbox<SledStore>) -> bool {

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
-use crate::event::Lane;
+use crate::event::{Lane, Moment};
 use crate::outbox::{
     Accepted, Damage, Levels, Limits, MAX_COMMIT_EVENTS, Memo, Outbox, OutboxError, Page,
     PageLimit, Position, Store,
@@ -48,6 +48,8 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 
 /// How long after a commit it is seen whether the file has become too large.
 const RENEW_LOOK: Duration = Duration::from_secs(1);
+/// How often a clock that is not right yet is looked at.
+const CLOCK_LOOK: Duration = Duration::from_secs(2);
 
 /// How long what may wait does wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +99,11 @@ pub trait Disk<S> {
 
     /// Other limits are in force, and the files may take `max_size` bytes.
     fn bound(&mut self, _: &mut Outbox<S>, _limits: Limits, _max_size: u64) {}
+
+    /// How long this boot lasts now; `None` where nobody knows.
+    fn moment(&self) -> Option<Moment> {
+        None
+    }
 
     /// Whether the outbox's file has become so large for what it holds that a fresh one pays.
     fn wants_renewal(&mut self, _: &Outbox<S>) -> bool {
@@ -228,6 +235,8 @@ struct Pending {
     look_at: Option<Instant>,
     /// When to see whether the file has become too large; `None`: not before the next commit.
     renew_at: Option<Instant>,
+    /// When to see whether the clock is right; `None` once it was, or where that is of no use.
+    clock_at: Option<Instant>,
 }
 
 impl Pending {
@@ -298,6 +307,7 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         self.levels.send_replace(self.outbox.levels());
         let something = self.pending.has_company() || !self.pending.alerts.is_empty();
         self.pending.renew_at.get_or_insert(self.clock.now() + RENEW_LOOK);
+        self.pending.clock_at = Some(self.clock.now());
         // What salvage has to tell is told at once.
         if something || self.outbox.untold().is_some() {
             self.due_in(Duration::ZERO);
@@ -356,6 +366,9 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
                 }
                 self.take(request)?;
             }
+            if self.pending.alerts.is_empty() {
+                self.look_at_the_clock()?;
+            }
             let due = self.is_full() || self.next().is_some_and(|due| due <= self.clock.now());
             // Alerts go first, and one behind the other they do not keep all else waiting for ever.
             let turn = !(due && passed_by);
@@ -409,6 +422,22 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         !busy && self.disk.wants_renewal(&self.outbox)
     }
 
+    /// Until the clock of this boot is right, it is looked at now and then while records wait: they can be
+    /// told with better times then.
+    fn look_at_the_clock(&mut self) -> Result<(), OutboxError> {
+        let now = self.clock.now();
+        if self.pending.clock_at.is_none_or(|at| at > now) {
+            return Ok(());
+        }
+        self.outbox.set_moment(self.disk.moment());
+        if self.outbox.learn_time(self.clock.wall())? {
+            tracing::info!("the clock is right: times that it was not are corrected");
+            self.levels.send_replace(self.outbox.levels());
+        }
+        self.pending.clock_at = (!self.outbox.knows_the_time()).then(|| now + CLOCK_LOOK);
+        Ok(())
+    }
+
     fn look_at_the_disk(&mut self) {
         let (short, was) = (self.disk.is_short(), self.outbox.levels().short);
         self.outbox.set_short(short);
@@ -423,7 +452,9 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
     fn next(&self) -> Option<Instant> {
         let telemetry = self.outbox.depth()[Lane::Telemetry.index()] > 0;
         let expire_at = self.pending.expire_at.filter(|_| telemetry);
-        let looks = self.pending.look_at.into_iter().chain(self.pending.renew_at);
+        let some = self.outbox.depth().iter().any(|records| *records > 0);
+        let clock_at = self.pending.clock_at.filter(|_| some);
+        let looks = self.pending.look_at.into_iter().chain(self.pending.renew_at).chain(clock_at);
         self.pending.due.into_iter().chain(expire_at).chain(looks).min()
     }
 
@@ -444,6 +475,7 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
 
     fn commit(&mut self, who: Who) -> Result<(), OutboxError> {
         self.look_at_the_disk();
+        self.outbox.set_moment(self.disk.moment());
         let mut group = self.outbox.begin(self.clock.wall())?;
         if who == Who::All {
             for (lane, damage) in &self.pending.damaged {

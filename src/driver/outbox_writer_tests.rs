@@ -1,9 +1,11 @@
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::thread::JoinHandle;
 
 use super::*;
-use crate::clock::ClockState;
+use crate::clock::{ClockState, Rng};
+use crate::event::catalogue::Occurrence;
 use crate::event::{Event, json};
 use crate::outbox::memory::{Fault, FaultyStore, MemoryStore};
 use crate::outbox::{Batch, Pair, StoreError};
@@ -295,6 +297,71 @@ fn other_bounds_are_in_force_at_once_for_what_waits_and_for_what_is_stored() {
         // It would wait for company without end.
         let status = handle.append(events(Lane::Status, 4));
         tokio::time::timeout(Duration::from_secs(30), status).await.unwrap().unwrap();
+    });
+    stop.send_replace(true);
+    thread.join().unwrap().unwrap();
+}
+
+/// How long the boot of the test lasts. The wall clock stands where it was told to, so that less of it is as
+/// if the wall clock had been set forward.
+static SINCE_BOOT_MS: AtomicU64 = AtomicU64::new(0);
+static SYNCED: AtomicBool = AtomicBool::new(false);
+
+struct Booted;
+
+impl<S: Store> Disk<S> for Booted {
+    fn revive(&mut self, _: u32, error: &OutboxError) -> Result<Outbox<S>, OutboxError> {
+        Err(error.clone())
+    }
+
+    fn is_short(&mut self) -> bool {
+        false
+    }
+
+    fn moment(&self) -> Option<Moment> {
+        Some(Moment { boot: "b".to_owned(), ms: SINCE_BOOT_MS.load(Ordering::SeqCst) })
+    }
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "the supervisor is not what is tested here")]
+fn records_that_wait_are_read_with_better_times_once_the_clock_is_right_though_nobody_asks() {
+    const WALL_MS: u64 = 1_700_000_000_000;
+    let (handle, requests) = channel();
+    let (stop, stopped) = watch::channel(false);
+    let state = || match SYNCED.load(Ordering::SeqCst) {
+        true => ClockState::Synced,
+        false => ClockState::Unsynced,
+    };
+    let clock = Clock::new(state).at_speed(WALL_MS, 1.0);
+    let outbox = Outbox::open(MemoryStore::default()).unwrap();
+    SINCE_BOOT_MS.store(9_000_000, Ordering::SeqCst);
+    let thread =
+        std::thread::spawn(move || run_on(outbox, requests, clock, PATIENT, stopped, Booted));
+    let maker = crate::event::catalogue::Maker::new("d", "io.hark");
+    let pressed = Occurrence::SessionStopped { reason: "test".to_owned() };
+    let (_, event) = maker.make(&pressed, clock.wall(), &mut Rng::from_seed(1)).unwrap();
+    let time = |event: &Event| {
+        let time = event.attribute("time").unwrap().as_str().unwrap().to_owned();
+        chrono::DateTime::parse_from_rfc3339(&time).unwrap().timestamp_millis()
+    };
+    runtime().block_on(async {
+        let mut levels = handle.levels();
+        handle.append(vec![(Lane::Alert, event.clone())]).await.unwrap();
+        let before = handle.page(Lane::Alert, None, ALL).await.unwrap();
+        assert_eq!(time(&before[0].event), time(&event));
+        let opened = levels.borrow_and_update().opened;
+        // An hour has passed for the wall clock and none for the other: it was set.
+        SINCE_BOOT_MS.store(9_000_000 - 3_600_000, Ordering::SeqCst);
+        SYNCED.store(true, Ordering::SeqCst);
+        let anew = levels.wait_for(|levels| levels.opened > opened);
+        tokio::time::timeout(Duration::from_secs(30), anew).await.unwrap().unwrap();
+        let after = handle.page(Lane::Alert, None, ALL).await.unwrap().remove(0).event;
+        // To the milliseconds for which the test itself has let the wall clock run.
+        let late = time(&after) - time(&event) - 3_600_000;
+        assert!((0..30_000).contains(&late), "{late} ms");
+        assert_eq!(after.attribute("clock").unwrap().as_str(), Some("corrected"));
+        assert_eq!(after.attribute("recordedtime"), event.attribute("time"));
     });
     stop.send_replace(true);
     thread.join().unwrap().unwrap();

@@ -8,7 +8,7 @@ use cloudevents::{EventBuilder, EventBuilderV10};
 use serde_json::{Value, json};
 
 use super::{Event, EventError, Lane, Losses};
-use crate::clock::{Rng, WallTime};
+use crate::clock::{ClockState, Rng, WallTime};
 
 /// Something that happened on the device.
 #[derive(Debug, Clone, PartialEq)]
@@ -486,7 +486,11 @@ impl Maker {
             builder = builder.extension("testalarm", true);
         }
         let built = builder.build().map_err(|e| EventError::new("", e.to_string()))?;
-        Ok((lane, Event::try_from(built)?))
+        let mut event = Event::try_from(built)?;
+        if at.state != ClockState::Synced {
+            event.doubt();
+        }
+        Ok((lane, event))
     }
 }
 

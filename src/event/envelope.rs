@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
+use super::moment::Noted;
 use super::rules::{self, EventError};
 
 /// A context attribute's value: the CloudEvents types that JSON can carry as themselves.
@@ -114,11 +115,23 @@ pub enum Data {
 }
 
 /// A valid CloudEvent. It cannot be made otherwise: see [`Event::new`] and [`super::json::parse`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Event {
-    attributes: BTreeMap<String, Value>,
+    pub(super) attributes: BTreeMap<String, Value>,
     data: Data,
+    /// `time` was taken by us from a clock that cannot be believed.
+    pub(super) doubtful: bool,
+    pub(super) noted: Option<Box<Noted>>,
 }
+
+/// Attributes and data are what an event is.
+impl PartialEq for Event {
+    fn eq(&self, other: &Self) -> bool {
+        self.attributes == other.attributes && self.data == other.data
+    }
+}
+
+impl Eq for Event {}
 
 impl Event {
     /// Checks all attributes against the specification.
@@ -129,7 +142,7 @@ impl Event {
     /// Source: CloudEvents 1.0.2 § Context Attributes.
     pub fn new(attributes: BTreeMap<String, Value>, data: Data) -> Result<Self, EventError> {
         rules::check(&attributes, &data)?;
-        Ok(Self { attributes, data })
+        Ok(Self { attributes, data, doubtful: false, noted: None })
     }
 
     /// Attribute `id`: unique within its source.
@@ -174,7 +187,7 @@ impl Event {
 
     /// The same event with its data in another form.
     pub(super) fn with_data(&self, data: Data) -> Self {
-        Self { attributes: self.attributes.clone(), data }
+        Self { attributes: self.attributes.clone(), data, doubtful: false, noted: None }
     }
 
     fn text(&self, name: &str) -> &str {

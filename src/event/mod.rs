@@ -17,6 +17,7 @@ pub mod http;
 pub mod json;
 mod lane;
 mod losses;
+mod moment;
 pub mod mqtt;
 mod rules;
 mod sdk;
@@ -24,6 +25,7 @@ mod sdk;
 pub use envelope::{Data, Event, Value};
 pub use lane::{Lane, UnknownLane};
 pub use losses::{Losses, MAX_RANGES, SequenceRange};
+pub use moment::{Moment, Noted};
 pub use rules::EventError;
 
 /// The largest event in structured JSON that is taken, in bytes: what CloudEvents 1.0.2

@@ -13,6 +13,7 @@
 //!
 //! Source: RFC 8949 (CBOR); CRC-32 is the one of IEEE 802.3.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_bytes::{ByteBuf, Bytes};
 
 use super::queue::{Position, Record};
-use crate::event::{Data, Event, Lane, Value};
+use crate::event::{Data, Event, Lane, Noted, Value};
 
 /// The version that is written.
 pub const VERSION: u8 = 1;
@@ -67,6 +68,10 @@ struct RecordIn {
     data: ByteBuf,
 }
 
+/// Among the attributes, and none of them: no attribute's name has a dot. What the outbox notes of an event whose
+/// clock could not be believed ([`Noted`]).
+const NOTED: &str = ".noted";
+
 const KIND_ABSENT: u8 = 0;
 const KIND_JSON: u8 = 1;
 const KIND_BASE64: u8 = 2;
@@ -84,6 +89,8 @@ pub struct RecordFields<'a> {
     pub accepted_ms: u64,
     /// All attributes, the outbox's own among them.
     pub attributes: &'a BTreeMap<&'a str, &'a Value>,
+    /// What is noted beside them.
+    pub noted: Option<&'a Noted>,
     /// The payload.
     pub data: &'a Data,
 }
@@ -98,12 +105,17 @@ pub fn encode_record(fields: RecordFields<'_>) -> Result<Vec<u8>, CodecError> {
         Data::Json(raw) => (KIND_JSON, raw),
         Data::Base64(text) => (KIND_BASE64, text.as_bytes()),
     };
+    let noted = fields.noted.map(|noted| Value::from(noted.to_text()));
+    let mut attributes = Cow::Borrowed(fields.attributes);
+    if let Some(noted) = &noted {
+        attributes.to_mut().insert(NOTED, noted);
+    }
     encode(&RecordOut {
         lane: fields.lane.as_str(),
         position: fields.position.0,
         sequence: fields.sequence,
         accepted_ms: fields.accepted_ms,
-        attributes: fields.attributes,
+        attributes: &attributes,
         kind,
         data: Bytes::new(data),
     })
@@ -114,7 +126,9 @@ pub fn encode_record(fields: RecordFields<'_>) -> Result<Vec<u8>, CodecError> {
 /// # Errors
 /// See [`CodecError`]; the record is lost unless the frame can be read again.
 pub fn decode_record(frame: &[u8]) -> Result<Record, CodecError> {
-    let record: RecordIn = decode(frame)?;
+    let mut record: RecordIn = decode(frame)?;
+    let noted = record.attributes.remove(NOTED);
+    let noted = noted.and_then(|noted| Noted::from_text(noted.as_str()?));
     let content = |problem: String| CodecError::Content(problem);
     let data = match record.kind {
         KIND_ABSENT => Data::Absent,
@@ -124,12 +138,16 @@ pub fn decode_record(frame: &[u8]) -> Result<Record, CodecError> {
         ),
         other => return Err(content(format!("kind of data {other}"))),
     };
+    let mut event = Event::new(record.attributes, data).map_err(|e| content(e.to_string()))?;
+    if let Some(noted) = noted {
+        event.note(noted);
+    }
     Ok(Record {
         lane: Lane::from_str(&record.lane).map_err(|e| content(e.to_string()))?,
         position: Position(record.position),
         sequence: record.sequence,
         accepted_ms: record.accepted_ms,
-        event: Event::new(record.attributes, data).map_err(|e| content(e.to_string()))?,
+        event,
     })
 }
 
@@ -217,6 +235,7 @@ mod tests {
             sequence: 3,
             accepted_ms: 1_795_000_000_123,
             attributes: &attributes,
+            noted: None,
             data: event.data(),
         })
         .unwrap()

@@ -70,6 +70,7 @@ impl<S: Store> Outbox<S> {
                 continue;
             };
             bytes += size;
+            let record = self.times.present(record);
             letters.push(DeadLetter { record, reason: note.dead_reason, since_ms: note.since_ms });
         }
         Ok(letters)
@@ -249,6 +250,7 @@ impl<S: Store> Group<'_, S> {
             sequence: record.sequence,
             accepted_ms: record.accepted_ms,
             attributes: &attributes,
+            noted: record.event.noted(),
             data: record.event.data(),
         });
         let frame = frame.map_err(OutboxError::Encode)?;

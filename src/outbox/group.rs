@@ -14,7 +14,7 @@ use super::queue::{
 use super::store::{Batch, Store, StoreError};
 use crate::clock::WallTime;
 use crate::event::catalogue::Occurrence;
-use crate::event::{Event, Lane, Losses, Value};
+use crate::event::{Event, Lane, Losses, Noted, Value};
 
 /// Parts of unreadable records that are kept for somebody to look at; then only their loss is told.
 const MAX_SET_ASIDE: usize = 256;
@@ -96,7 +96,10 @@ impl<'a, S: Store> Group<'a, S> {
             let sequence = self.next_sequence(&mut staged.counters, *lane, event.source())?;
             let at = lane.index();
             let position = Position(staged.state.next_position[at]);
-            let frame = encode(*lane, position, sequence, self.now.unix_ms, event)?;
+            let moment = self.outbox.moment.as_ref();
+            let noted = moment.and_then(|moment| Noted::new(event, self.now, moment));
+            let accepted_ms = self.now.unix_ms;
+            let frame = encode(*lane, position, sequence, accepted_ms, event, noted.as_ref())?;
             staged.state.next_position[at] += 1;
             staged.state.records[at] += 1;
             staged.state.bytes[at] += frame.len() as u64;
@@ -374,6 +377,7 @@ fn encode(
     sequence: u64,
     accepted_ms: u64,
     event: &Event,
+    noted: Option<&Noted>,
 ) -> Result<Vec<u8>, OutboxError> {
     let lane_value = Value::from(lane.as_str());
     let sequence_value = Value::from(sequence_text(sequence));
@@ -382,7 +386,7 @@ fn encode(
     attributes.insert("lane", &lane_value);
     attributes.insert("sequence", &sequence_value);
     let data = event.data();
-    let fields =
-        RecordFields { lane, position, sequence, accepted_ms, attributes: &attributes, data };
+    let attributes = &attributes;
+    let fields = RecordFields { lane, position, sequence, accepted_ms, attributes, noted, data };
     codec::encode_record(fields).map_err(OutboxError::Encode)
 }

@@ -45,6 +45,8 @@
 //! What other parts of the agent must remember as long as the world was told of it becomes durable in
 //! the same commit ([`Memo`]).
 //!
+//! Times that were taken from a wrong clock are corrected in what is read, once they are known (`times`).
+//!
 //! `docs/outbox.md` draws the bytes and says how each claim is tested.
 //!
 //! # Deliberately absent
@@ -62,6 +64,7 @@ mod queue;
 pub mod room;
 pub mod salvage;
 mod store;
+mod times;
 
 pub use dead::{DeadLetter, MAX_DEAD_LETTERS};
 pub use error::OutboxError;

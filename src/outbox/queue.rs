@@ -12,9 +12,10 @@ use super::keys;
 use super::page::{Damage, Full, Page, PageBuilder};
 use super::room::Limits;
 use super::store::{Pair, Store};
+use super::times::Times;
 use crate::clock::{Rng, WallTime};
 use crate::event::catalogue::Maker;
-use crate::event::{Event, Lane, Losses, MAX_EVENT_BYTES, json};
+use crate::event::{Event, Lane, Losses, MAX_EVENT_BYTES, Moment, json};
 
 /// The most events in one commit. A commit is held in memory and in sled's log as a whole.
 pub const MAX_COMMIT_EVENTS: usize = 256;
@@ -47,7 +48,7 @@ pub struct Record {
     pub position: Position,
     /// Its number among those of its source and lane, from 1.
     pub sequence: u64,
-    /// Wall time of acceptance, milliseconds since 1970; as wrong as the clock was then.
+    /// Wall time of acceptance, milliseconds since 1970; as wrong as the clock was then, unless that is known.
     pub accepted_ms: u64,
     /// The event, with `lane` and `sequence`.
     pub event: Event,
@@ -166,6 +167,9 @@ pub struct Outbox<S> {
     short: bool,
     refused: u64,
     opened: u64,
+    /// How long this boot lasts already.
+    pub(super) moment: Option<Moment>,
+    pub(super) times: Times,
 }
 
 impl<S: Store> Outbox<S> {
@@ -212,7 +216,10 @@ impl<S: Store> Outbox<S> {
             short: false,
             refused: 0,
             opened: 1,
+            moment: None,
+            times: Times::default(),
         };
+        outbox.times = Times::recall(&outbox);
         outbox.count_dead()?;
         outbox.check_positions()?;
         Ok(outbox)
@@ -249,6 +256,11 @@ impl<S: Store> Outbox<S> {
         for (next, tail) in self.state.next_position.iter_mut().zip(before.tails) {
             *next = tail.map_or(*next, |Position(tail)| (*next).max(tail + 1));
         }
+    }
+
+    /// What was read before is to be read again.
+    pub(super) fn opened_anew(&mut self) {
+        self.opened += 1;
     }
 
     pub(super) fn refuse(&mut self, events: usize) {
@@ -360,7 +372,7 @@ impl<S: Store> Outbox<S> {
     /// again.
     ///
     /// A lane that counts records and holds none has lost them where nothing noticed.
-    fn agreed(&self, lane: Lane, page: Page) -> Result<Page, OutboxError> {
+    fn agreed(&self, lane: Lane, mut page: Page) -> Result<Page, OutboxError> {
         let counted = self.state.records[lane.index()];
         if page.records.is_empty() && page.damaged.is_empty() && counted > 0 {
             let (first, end) = (keys::part(lane, Position(0), 0), keys::lane_end(lane));
@@ -377,6 +389,8 @@ impl<S: Store> Outbox<S> {
                 return Err(OutboxError::StateDamaged { cause });
             }
         }
+        let records = std::mem::take(&mut page.records).into_iter();
+        page.records = records.map(|record| self.times.present(record)).collect();
         Ok(page)
     }
 

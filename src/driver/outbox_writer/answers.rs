@@ -90,6 +90,7 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         &mut self,
         stage: impl FnOnce(&mut Group<'_, S>) -> Result<T, OutboxError>,
     ) -> Result<T, OutboxError> {
+        self.outbox.set_moment(self.disk.moment());
         let mut group = self.outbox.begin(self.clock.wall())?;
         let done = stage(&mut group)?;
         group.commit()?;
