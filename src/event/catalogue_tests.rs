@@ -124,3 +124,6 @@ fn every_type_has_a_schema_that_names_its_members() {
         assert_eq!(members, required, "{path}");
     }
 }
+
+#[path = "asyncapi_tests.rs"]
+mod asyncapi;
