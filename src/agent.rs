@@ -28,7 +28,8 @@ mod sensing;
 mod serving;
 mod signalling;
 
-use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, watch};
@@ -48,7 +49,7 @@ use crate::supervisor::{Budget, Report, Stage, Supervisor};
 pub use activity::{Activity, activity_file};
 use board::Board;
 pub use happening::Happening;
-pub use listening::{Listener, ListenerFactory};
+pub use listening::{Encore, Listener, ListenerFactory};
 pub use reloading::Reload;
 use reloading::reload_when_asked;
 use reporter::Reporter;
@@ -92,11 +93,13 @@ pub struct Parts {
     /// Where [`Happening`]s go.
     pub happenings: broadcast::Sender<Happening>,
     /// Files to play after the one that `[audio] input` names.
-    pub encore: Vec<PathBuf>,
+    pub encore: Encore,
     /// The clock of what the sensors measure: the real one, but for a simulated day that goes faster.
     pub world: Clock,
     /// What somebody does on the spot; `None`: nobody is there.
     pub controls: Option<mpsc::Receiver<Control>>,
+    /// True: the disk is taken for full.
+    pub disk_full: Option<Arc<AtomicBool>>,
     /// How the configuration is read anew while the agent runs; `None`: it is not.
     pub reload: Option<Reload>,
 }
@@ -111,8 +114,9 @@ impl Parts {
             rng: Rng::from_entropy(),
             listener: ListenerFactory::detector(),
             happenings: broadcast::Sender::new(256),
-            encore: Vec::new(),
+            encore: Encore::default(),
             controls: None,
+            disk_full: None,
             reload: None,
         }
     }
@@ -160,7 +164,8 @@ pub async fn run(
     parts: Parts,
     stop: impl Future<Output = &'static str>,
 ) -> Result<(), Failure> {
-    let Parts { clock, mut rng, listener, happenings, encore, world, controls, reload } = parts;
+    let Parts { clock, mut rng, listener, happenings, encore, world, .. } = parts;
+    let Parts { controls, disk_full, reload, .. } = parts;
     let device = match &config.device.id {
         Some(id) => id.clone(),
         None => host::device_id().map_err(|e| Failure::new(exit::CONFIG, e))?,
@@ -175,7 +180,8 @@ pub async fn run(
 
     let (mut supervisor, mut reports) = Supervisor::new();
     let waiting = outbox.levels();
-    let outbox = start_outbox(&mut supervisor, outbox, chronicle, &config, clock);
+    let disk = outbox_disk(&config, chronicle, clock).taken_for_full(disk_full);
+    let outbox = start_outbox(&mut supervisor, outbox, disk, bounds(&config).settings, clock);
     let board = Board::new(&device, &outbox, clock);
     let (sent, told) = (happenings.clone(), board.clone());
     let reporter = Reporter::new(maker.clone(), clock, rng.fork(), outbox.clone(), sent, told);
@@ -270,17 +276,19 @@ fn bounds(config: &Config) -> outbox_writer::Bounds {
     outbox_writer::Bounds { settings, limits, max_size }
 }
 
+fn outbox_disk(config: &Config, chronicle: Chronicle, clock: Clock) -> OutboxDisk {
+    let outbox_writer::Bounds { limits, max_size, .. } = bounds(config);
+    OutboxDisk::new(config.outbox.path.clone(), max_size, chronicle, limits, clock)
+}
+
 fn start_outbox(
     supervisor: &mut Supervisor,
     outbox: Outbox<SledStore>,
-    chronicle: Chronicle,
-    config: &Config,
+    disk: OutboxDisk,
+    settings: outbox_writer::Settings,
     clock: Clock,
 ) -> outbox_writer::OutboxHandle {
-    let outbox_writer::Bounds { settings, limits, max_size } = bounds(config);
     let (handle, requests) = outbox_writer::channel();
-    let path = config.outbox.path.clone();
-    let disk = OutboxDisk::new(path, max_size, chronicle, limits, clock);
     let mut writer = Some((disk.equip(outbox), requests, disk));
     // Without a budget: the writer opens the outbox again by itself; where that does not help, a
     // new process might.

@@ -164,8 +164,7 @@ async fn the_embedded_broker_of_the_simulator() {
     struct Embedded(hark::sim::broker::Broker);
     impl Broker for Embedded {
         fn port(&self) -> u16 {
-            let port = self.0.url.rsplit(':').next().and_then(|port| port.parse().ok());
-            port.expect("a port")
+            self.0.address.port()
         }
         fn crash(&mut self) {}
         fn restart(&mut self) {}

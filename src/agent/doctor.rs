@@ -160,7 +160,8 @@ fn sensors(config: &Config, clock: Clock, findings: &mut Findings) {
 }
 
 fn ear(config: &Config, clock: Clock, findings: &mut Findings) {
-    let planned = listening::plan(config, Vec::new(), &ListenerFactory::detector());
+    let planned =
+        listening::plan(config, listening::Encore::default(), &ListenerFactory::detector());
     match &planned {
         Ok(Some(plan)) => {
             let detail =

@@ -29,6 +29,8 @@ use crate::voice::{Agreement, Detection, Detector, Keyphrase, Model, OperatingPo
 const REOPEN: Duration = Duration::from_secs(5);
 /// How long one look for sound may take: the time within which the end of the agent is noticed.
 const READ: Duration = Duration::from_millis(200);
+/// Files that wait to be played at most.
+const MAX_ENCORE: usize = 1024;
 /// Its name as a service.
 pub(super) const SERVICE: &str = "detector";
 /// The part that is at fault when no sound comes.
@@ -188,7 +190,34 @@ pub(super) struct Plan {
 enum Input {
     Device(String),
     /// Played one after the other; the last is followed by silence.
-    Files(VecDeque<PathBuf>),
+    Files {
+        now: PathBuf,
+        next: Encore,
+    },
+}
+
+/// Files that are played after the one that plays now. Cheap to clone; all clones are the same.
+#[derive(Debug, Clone, Default)]
+pub struct Encore(Arc<Mutex<VecDeque<PathBuf>>>);
+
+impl Encore {
+    /// Has another one played; false if too many wait.
+    pub fn push(&self, file: PathBuf) -> bool {
+        let mut files = lock(&self.0);
+        let room = files.len() < MAX_ENCORE;
+        if room {
+            files.push_back(file);
+        }
+        room
+    }
+
+    fn pop(&self) -> Option<PathBuf> {
+        lock(&self.0).pop_front()
+    }
+
+    fn is_empty(&self) -> bool {
+        lock(&self.0).is_empty()
+    }
 }
 
 /// Checks input, keyphrases and weights; `None` where nothing is listened to. `encore` are files
@@ -198,7 +227,7 @@ enum Input {
 /// 78 or 74: the weights, a keyphrase or a file is not usable.
 pub(super) fn plan(
     config: &Config,
-    encore: Vec<PathBuf>,
+    encore: Encore,
     factory: &ListenerFactory,
 ) -> Result<Option<Plan>, Failure> {
     let input = match &config.audio {
@@ -208,11 +237,10 @@ pub(super) fn plan(
         }
         AudioInput::Device(name) => Input::Device(name.clone()),
         AudioInput::Wav(path) => {
-            let files: VecDeque<_> = std::iter::once(path.clone()).chain(encore).collect();
-            for file in &files {
+            for file in std::iter::once(path).chain(&*lock(&encore.0)) {
                 AudioFile::open(file).map_err(|e| Failure::new(exit::IO, e.to_string()))?;
             }
-            Input::Files(files)
+            Input::Files { now: path.clone(), next: encore }
         }
     };
     let (make, confirmer) = lock(&factory.0)(&config.voice)?;
@@ -261,39 +289,32 @@ impl Input {
     fn open(&self, clock: Clock) -> Result<AudioStream, StreamError> {
         match self {
             Self::Device(name) => microphone::open(name, clock),
-            Self::Files(files) => match files.front() {
-                Some(file) => wav_source::open(file, clock),
-                None => microphone::open("default", clock),
-            },
+            Self::Files { now, .. } => wav_source::open(now, clock),
         }
     }
 
     /// Files are what they are: followed by digital silence, and perhaps clipped.
     fn is_device(&self) -> bool {
-        match self {
-            Self::Device(_) => true,
-            Self::Files(files) => files.is_empty(),
-        }
+        matches!(self, Self::Device(_))
     }
 
     fn name(&self) -> String {
         match self {
             Self::Device(name) => name.clone(),
-            Self::Files(files) => {
-                files.front().map_or(String::new(), |file| file.display().to_string())
-            }
+            Self::Files { now, .. } => now.display().to_string(),
         }
     }
 
     /// Whether another file is to be played after this one.
     fn has_next_file(&self) -> bool {
-        matches!(self, Self::Files(files) if files.len() > 1)
+        matches!(self, Self::Files { next, .. } if !next.is_empty())
     }
 
     fn next_file(&mut self) {
-        match self {
-            Self::Files(files) if files.len() > 1 => drop(files.pop_front()),
-            _ => {}
+        if let Self::Files { now, next } = self
+            && let Some(file) = next.pop()
+        {
+            *now = file;
         }
     }
 }

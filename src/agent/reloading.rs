@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::signal::unix::Signal;
 
-use super::listening::ListenerFactory;
+use super::listening::{Encore, ListenerFactory};
 use super::running::{Exchanged, Plans, Running};
 use crate::cli::Failure;
 use crate::config::Config;
@@ -106,7 +106,7 @@ async fn again(
     let check = move || {
         let mut config = read()?;
         let waiting = keep_identity(&mut config, &before, &name);
-        Plans::new(&config, &name, Vec::new(), &listener, Some(&before))
+        Plans::new(&config, &name, Encore::default(), &listener, Some(&before))
             .map(|plans| (config, plans, waiting))
     };
     let checked = aside("reload", check).await.map_err(|e| vec![e])?;

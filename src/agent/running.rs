@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use super::alarming::{AlarmHandle, Rules};
 use super::board::Board;
-use super::listening::{self, ListenerFactory};
+use super::listening::{self, Encore, ListenerFactory};
 use super::sensing::{self, Clocks};
 use super::serving::{self, bind_ingest, start_ingest, start_ops};
 use super::{Activity, PATIENCE, Reporter};
@@ -64,7 +64,7 @@ impl Plans {
     pub(super) fn new(
         config: &Config,
         device: &str,
-        encore: Vec<PathBuf>,
+        encore: Encore,
         listener: &ListenerFactory,
         before: Option<&Config>,
     ) -> Result<Self, Failure> {

@@ -16,13 +16,32 @@ pub struct Arrival {
     pub topic: String,
     /// Bytes of its payload.
     pub bytes: usize,
+    /// The attribute `type`, where it is an event in structured mode.
+    pub event_type: Option<String>,
+}
+
+/// Speaks for the care side. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Care(std::sync::mpsc::SyncSender<(String, String)>);
+
+impl Care {
+    /// Has a command of this type sent to a device.
+    ///
+    /// # Errors
+    /// One line: too many wait.
+    pub fn command(&self, device: &str, command: &str) -> Result<(), String> {
+        let wanted = (format!("hark/{device}/commands"), command.to_owned());
+        self.0.try_send(wanted).map_err(|_| "the broker is busy; try again".to_owned())
+    }
 }
 
 /// The running broker; it ends with the process.
 #[derive(Debug)]
 pub struct Broker {
-    /// Where a client reaches it: `mqtt://127.0.0.1:PORT`.
-    pub url: String,
+    /// Sends commands to the device.
+    pub care: Care,
+    /// Where it listens.
+    pub address: SocketAddr,
     /// What arrives, as a subscriber to everything sees it. Bounded; the oldest reader is ours.
     pub arrivals: mpsc::Receiver<Arrival>,
 }
@@ -34,6 +53,8 @@ pub struct BrokerError(String);
 
 /// Arrivals that wait to be shown; more are not counted by the display.
 const ARRIVALS: usize = 1024;
+/// Commands that wait to be sent at most.
+const COMMANDS: usize = 8;
 
 /// Starts it on a free port of the loopback interface, speaking MQTT 5.
 ///
@@ -52,13 +73,33 @@ pub fn start() -> Result<Broker, BrokerError> {
             tracing::error!("the embedded broker ended: {error}");
         }
     })?;
-    spawn("broker-watch", move || {
+    let (care, commands) = std::sync::mpsc::sync_channel::<(String, String)>(COMMANDS);
+    spawn("broker-care", move || {
+        for (number, (topic, command)) in commands.iter().enumerate() {
+            let event = serde_json::json!({
+                "specversion": "1.0",
+                "id": format!("page-{}-{number}", std::process::id()),
+                "source": "urn:hark:simulator:care",
+                "type": command,
+                "data": { "by": "the page" },
+            });
+            if let Err(error) = sender.publish(topic, event.to_string()) {
+                tracing::warn!("{command} is not sent: {error}");
+            }
+        }
         // The sending half holds the subscription; it lives as long as the broker.
-        let _keep = sender;
+        loop {
+            std::thread::park();
+        }
+    })?;
+    spawn("broker-watch", move || {
         while let Ok(notification) = receiver.recv() {
             if let Some(Notification::Forward(forward)) = notification {
                 let topic = String::from_utf8_lossy(&forward.publish.topic).into_owned();
-                let arrival = Arrival { topic, bytes: forward.publish.payload.len() };
+                let payload = &forward.publish.payload;
+                let event: Option<Typed> = serde_json::from_slice(payload).ok();
+                let event_type = event.map(|event| event.event_type);
+                let arrival = Arrival { topic, bytes: payload.len(), event_type };
                 if arrived.blocking_send(arrival).is_err() {
                     return;
                 }
@@ -66,7 +107,14 @@ pub fn start() -> Result<Broker, BrokerError> {
         }
     })?;
     wait_until_open(listen)?;
-    Ok(Broker { url: format!("mqtt://{listen}"), arrivals })
+    Ok(Broker { address: listen, care: Care(care), arrivals })
+}
+
+/// What is read of an event.
+#[derive(serde::Deserialize)]
+struct Typed {
+    #[serde(rename = "type")]
+    event_type: String,
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), BrokerError> {

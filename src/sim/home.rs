@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::household::{self, Life, Place, Sign, Trace};
+use super::switches::{Fault, Switches};
 use crate::clock::{Clock, ClockState, Rng, WallTime, Zone};
 use crate::config;
 use crate::driver::memory_file;
@@ -35,6 +36,8 @@ const DAYS: i64 = 30;
 const EVERY: Duration = Duration::from_millis(20);
 /// How long a motion sensor reports motion, and a door stays open.
 const MOTION_MS: u64 = 2 * MINUTE_MS;
+/// The file of the CO2 sensor.
+const CO2: &str = "iio/in_concentration_co2_raw";
 /// Lines that wait to be shown at most.
 const LINES: usize = 256;
 
@@ -155,7 +158,7 @@ impl Home {
     ///
     /// # Errors
     /// The thread does not start.
-    pub fn live(self, world: Clock) -> std::io::Result<mpsc::Receiver<String>> {
+    pub fn live(self, world: Clock, switches: Switches) -> std::io::Result<mpsc::Receiver<String>> {
         let (lines, shown) = mpsc::channel(LINES);
         let body = move || {
             let mut before = State::at(&self, world.wall().unix_ms);
@@ -165,7 +168,7 @@ impl Home {
                 if lines.is_closed() {
                     return;
                 }
-                let state = State::at(&self, world.wall().unix_ms);
+                let state = State::at(&self, world.wall().unix_ms).with(&switches);
                 if let Err(error) = self.write(&state) {
                     tracing::error!("the simulated home cannot be written: {error}");
                     return;
@@ -192,7 +195,7 @@ impl Home {
             ("iio/in_temp_scale", "10".to_owned()),
             ("iio/in_humidityrelative_input", format!("{:.0}", state.humidity * 1000.0)),
             ("iio/in_illuminance_raw", format!("{:.0}", state.lux)),
-            ("iio/in_concentration_co2_raw", format!("{:.0}", state.co2_ppm)),
+            (CO2, format!("{:.0}", state.co2_ppm)),
             ("iio/in_concentration_co2_scale", "0.0001".to_owned()),
             ("AC/type", "Mains".to_owned()),
             ("AC/online", number(state.mains)),
@@ -203,6 +206,14 @@ impl Home {
         ];
         for (name, content) in files {
             let path = self.directory.join(name);
+            if state.deaf_to_co2 && name == CO2 {
+                match std::fs::remove_file(path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(error);
+                    }
+                    _ => continue,
+                }
+            }
             if let Some(parent) = path.parent() {
                 std::fs::create_dir_all(parent)?;
             }
@@ -228,6 +239,8 @@ struct State {
     co2_ppm: f64,
     mains: bool,
     charge: f64,
+    /// The sensor of CO2 is broken.
+    deaf_to_co2: bool,
 }
 
 impl State {
@@ -268,7 +281,14 @@ impl State {
             co2_ppm: 450.0 + 350.0 * hours_at_home.count() as f64,
             mains,
             charge: charge.clamp(3.0, 100.0),
+            deaf_to_co2: false,
         }
+    }
+
+    /// With what somebody has broken.
+    fn with(self, switches: &Switches) -> Self {
+        let mains = self.mains && !switches.is_on(Fault::Mains);
+        Self { mains, deaf_to_co2: switches.is_on(Fault::Sensor), ..self }
     }
 
     fn charging(&self) -> &'static str {
@@ -292,6 +312,11 @@ impl State {
         match (before.fallen, self.fallen) {
             (false, true) => lines.push("has fallen, and lies"),
             (true, false) => lines.push("a neighbour comes and helps"),
+            _ => {}
+        }
+        match (before.deaf_to_co2, self.deaf_to_co2) {
+            (false, true) => lines.push("the CO2 sensor is broken"),
+            (true, false) => lines.push("the CO2 sensor is mended"),
             _ => {}
         }
         match (before.mains, self.mains) {
