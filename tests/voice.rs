@@ -160,7 +160,7 @@ struct Parrot {
 
 impl Recogniser for Parrot {
     fn ask(&mut self, number: u64, window: Vec<f32>, _: bool) -> bool {
-        assert_eq!(window.len(), 48_000);
+        assert_eq!(window.len(), 35_200);
         self.asked.push(number);
         true
     }

@@ -117,7 +117,7 @@ pub struct Detector {
     decision: Decision,
     confirmer: Option<Confirmer>,
     gate: Gate,
-    /// The last 3 s at most; the newest sample stands last.
+    /// The last 2.2 s at most; the newest sample stands last.
     sound: Vec<f32>,
     /// Whether each block of `sound` was active, the newest last; whole blocks only.
     active: Vec<bool>,

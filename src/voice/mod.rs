@@ -8,7 +8,7 @@
 //!
 //! # Terms
 //!
-//! - *frame*: 20 ms, one output of the model. *Window*: 3 s of sound, one run of the model. *Hop*:
+//! - *frame*: 20 ms, one output of the model. *Window*: 2.2 s of sound, one run of the model. *Hop*:
 //!   0.5 s, from one window to the next.
 //! - *token*: a phoneme, a word boundary or *blank*; CTC explains blanks in `lattice.rs`.
 //! - *log ratio*: how much worse the phrase explains its frames than the best tokens do; ≤ 0.
@@ -26,7 +26,7 @@
 //! # Windows
 //!
 //! ```text
-//! window k     |······ 3 s ·······························|
+//! window k     |····· 2.2 s ······························|
 //! window k+1        |······································|····|
 //! phrase                            [help]                        ends in window k, 0.4 s before its end
 //!              |<────────── may end here ──────────>|<─ 0.4 s ─>|
@@ -38,7 +38,7 @@
 //! One more window is looked at when somebody falls silent, 0.2 s after their last sound, where
 //! there is nothing more to wait for: a cry on its own is reported then. In the midst of talk or
 //! noise a detection comes 0.4 to 0.9 s after the end of the phrase. Each phrase is looked at in
-//! four or five windows, in different surroundings: a chance that is worth having, since the model
+//! three or four windows, in different surroundings: a chance that is worth having, since the model
 //! hears the same word differently from one position to another.
 //!
 //! Windows stand at multiples of the hop, counted from the start of the stream, and where blocks of
@@ -71,10 +71,10 @@ pub use model::Model;
 
 use crate::audio::SAMPLE_RATE_HZ;
 
-/// A window of 3 s: "somebody help me please" fits, and the model heard whole sentences of about
-/// this length when it was trained.
-const WINDOW_SAMPLES: usize = 3 * SAMPLE_RATE_HZ as usize;
-/// 0.5 s: a cry in the middle of talk is reported within 0.9 s, and looked at in four or five windows.
+/// A window of 2.2 s: "somebody help me please" fits, and a cry drawn out to 1.3 s is seen whole with its margin wherever the
+/// windows fall. One of 3 s finds no more and costs a third more (`docs/voice.md`).
+const WINDOW_SAMPLES: usize = 11 * SAMPLE_RATE_HZ as usize / 5;
+/// 0.5 s: a cry in the middle of talk is reported within 0.9 s, and looked at in three or four windows.
 const HOP_SAMPLES: usize = SAMPLE_RATE_HZ as usize / 2;
 /// 0.4 s at the end of a window in which no phrase may end.
 const MARGIN_FRAMES: usize = 20;
@@ -187,7 +187,7 @@ impl Keyphrase {
 }
 
 /// How readily the detector speaks up. What each finds and how often it is wrong is measured in
-/// `docs/voice.md`.
+/// windows fall. One of 3 s finds no more and costs a third more (`docs/voice.md`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OperatingPoint {
     /// Misses least; for a home where somebody looks into every alarm.

@@ -9,7 +9,7 @@ use rten_tensor::prelude::*;
 use super::phoneme::Inventory;
 use super::{VoiceError, WINDOW_SAMPLES};
 
-/// Frames that the model gives for a window of 3 s: one each 20 ms, both ends included.
+/// Frames that the model gives for a window of 2.2 s: one each 20 ms, both ends included.
 pub(super) const WINDOW_FRAMES: usize = WINDOW_SAMPLES / FRAME_SAMPLES + 1;
 
 /// Samples from one frame to the next: 20 ms.
@@ -96,7 +96,7 @@ impl Model {
         &self.inventory
     }
 
-    /// Log probabilities of a window, 3 s of 16 kHz mono: a frame of 20 ms after the other, in each
+    /// Log probabilities of a window, 2.2 s of 16 kHz mono: a frame of 20 ms after the other, in each
     /// one value for every token of the vocabulary, then the word boundary's and the blank's.
     ///
     /// # Errors
