@@ -68,8 +68,8 @@ fn noise(samples: usize, amplitude: f32) -> Vec<f32> {
 }
 
 #[test]
-fn model_hears_what_the_engine_of_its_package_hears() {
-    // A line a frame, written by scripts/voice/compare-engine: most probable token, log probability.
+fn model_hears_what_another_runtime_hears_with_it() {
+    // A line a frame, written by scripts/voice/compare-engine from ONNX Runtime: most probable token, log probability.
     let expected: Vec<(usize, f32)> = include_str!("voice-engine.txt")
         .lines()
         .map(|line| line.split_once(' ').unwrap())

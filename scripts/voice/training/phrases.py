@@ -105,4 +105,14 @@ SAETZE = [
     "Das Essen ist fertig.",
     "Meine Damen und Herren, die Nachrichten.",
 ]
+# Words alone that are taken for a keyphrase.
+WORDS = (
+    "Held. Health. Yelp! Hell! Kelp. Helmet. Hello! Helm. Whelp. Elf. Shelf. Self. Felt. Hill. Hallo. Hulk! Hey! Hup! "
+    "Held!~Held! Hello?~Hello! Whole. Hollow. Belt. Gulp. Alp. Heal. Howl! Heap. Held. Pulp. Healthy. Helen! Halt! Hold! Hope. Hip. Hat."
+).split()  # fmt: skip
+WORDS = [word.replace("~", " ") for word in WORDS]
+WORTE = (
+    "Hälfte. Hülle. Gehilfe. Elf. Silbe. Halbe. Hölle. Helfer. Hütte. Hüfte. Wölfe. Höfe. Schilf. Hielte. Wilde. Himmel. Hilde. "
+    "Hirse. Hitze. Halle."
+).split()
 # What Kokoro says of German, as espeak-ng transcribes it, is German enough for other people's talk.

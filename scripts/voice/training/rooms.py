@@ -107,13 +107,13 @@ def spoken(rng, clip):
     return shouted(rng, sound) if effort < 0.22 else sound
 
 
-def heard(rng, sound, voice, talk):
-    """`sound`, in which somebody speaks during the slice `voice`, as a microphone gets it."""
+def disturbed(rng, sound, voice, talk):
+    """`sound`, in which somebody speaks during the slice `voice`, as a microphone in a lively home gets it."""
     level = numpy.std(sound[voice]) + 1e-6
     if rng.random() < 0.6:
-        sound = in_room(rng, sound)
-    if rng.random() < 0.75:
-        sound = sound + noise(rng, len(sound), talk) * level * 10 ** (-rng.uniform(3, 28) / 20)
-    if rng.random() < 0.35:
+        sound = in_room(rng, sound, rng.uniform(0.2, 1.3))
+    kind = 2 if rng.random() < 0.4 else None
+    sound = sound + noise(rng, len(sound), talk, kind) * level * 10 ** (-rng.uniform(4, 20) / 20)
+    if rng.random() < 0.25:
         sound = narrow(rng, sound)
     return sound.astype("float32")

@@ -6,21 +6,22 @@ import csv
 import numpy
 import soundfile
 
-import hear
+import phrases
 import rooms
+import windows
 
 COLUMNS = ["path", "label", "language", "phrase", "source_package"]
 
 
 def group(row):
-    confusable = row["label"] == "non-trigger" and row["text"] not in hear.phrases.SENTENCES + hear.phrases.SAETZE
+    confusable = row["label"] == "non-trigger" and row["text"] not in phrases.SENTENCES + phrases.SAETZE
     return "confusable" if confusable else row["phrase"]
 
 
 def main(corpus):
     rows = [row for row in csv.DictReader(open(corpus / "corpus.csv")) if row["part"] == "held_out"]
     others = [corpus / row["path"] for row in rows if row["label"] == "non-trigger"]
-    talk = hear.talk_of(others)
+    talk = windows.talk_of(others)
     (corpus / "noisy").mkdir(exist_ok=True)
     clean, noisy = [], []
     for number, row in enumerate(rows):
@@ -31,12 +32,12 @@ def main(corpus):
         if path.exists():
             continue
         rng = numpy.random.default_rng([7, number])
-        voice = rooms.trimmed(hear.read(corpus / row["path"]))
-        sound = numpy.pad(voice, (hear.RATE, hear.RATE // 2)).astype("float32")
+        voice = rooms.trimmed(windows.read(corpus / row["path"]))
+        sound = numpy.pad(voice, (windows.RATE, windows.RATE // 2)).astype("float32")
         level = numpy.std(voice)
         sound = rooms.in_room(rng, sound, rng.uniform(0.3, 1.0))
         sound = sound + rooms.noise(rng, len(sound), talk, 2) * level * 10 ** (-10 / 20)
-        soundfile.write(path, 0.5 * sound / numpy.abs(sound).max(), hear.RATE, subtype="PCM_16")
+        soundfile.write(path, 0.5 * sound / numpy.abs(sound).max(), windows.RATE, subtype="PCM_16")
     for name, lines in (("clean", clean), ("noisy", noisy)):
         with open(corpus / f"{name}.csv", "w", newline="") as file:
             csv.writer(file).writerows([COLUMNS, *lines])
