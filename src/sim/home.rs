@@ -85,8 +85,10 @@ impl Home {
         let path = |name: &str| format!("{:?}", self.directory.join(name).display().to_string());
         let sensor = |name: &str, driver: &str, file: &str, rest: &str| {
             let path = path(file);
+            // What can be broken by hand is seen soon.
+            let interval = if matches!(name, "mains" | "battery" | "air") { "10s" } else { "30s" };
             format!(
-                "[[sensor]]\nname = \"{name}\"\ndriver = \"{driver}\"\npath = {path}\ninterval = \"30s\"\n\
+                "[[sensor]]\nname = \"{name}\"\ndriver = \"{driver}\"\npath = {path}\ninterval = \"{interval}\"\n\
                  max_silence = \"6h\"\n{rest}\n"
             )
         };
