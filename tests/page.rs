@@ -1,6 +1,9 @@
 //! The page of `hark simulate`, as a browser uses it and as a foreign page would like to.
 #![cfg(feature = "simulator")]
-#![allow(clippy::disallowed_methods, reason = "the simulator is a process of its own, in real time")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the simulator is a process of its own, in real time"
+)]
 
 mod support;
 
@@ -115,7 +118,11 @@ fn silent() -> (tempfile::TempDir, String) {
 fn the_page_and_all_that_it_needs_come_from_here_and_may_fetch_nothing_else() {
     let (_directory, config) = silent();
     let simulator = Simulator::start(&["--config", &config]);
-    assert!(simulator.address.starts_with("127.0.0.1:"), "this machine alone: {}", simulator.address);
+    assert!(
+        simulator.address.starts_with("127.0.0.1:"),
+        "this machine alone: {}",
+        simulator.address
+    );
     for (path, media_type) in
         [("/", "text/html"), ("/style.css", "text/css"), ("/page.js", "text/javascript")]
     {
@@ -124,7 +131,10 @@ fn the_page_and_all_that_it_needs_come_from_here_and_may_fetch_nothing_else() {
         assert!(answer.contains(&format!("content-type: {media_type}")), "{answer}");
         assert!(answer.contains("content-security-policy: default-src 'none'"), "{answer}");
         let (_, text) = answer.split_once("\r\n\r\n").expect("a body");
-        assert!(!text.contains("http://") && !text.contains("https://"), "{path} names another place");
+        assert!(
+            !text.contains("http://") && !text.contains("https://"),
+            "{path} names another place"
+        );
     }
     assert_eq!(simulator.get("/else").0, 404);
 }
@@ -181,13 +191,18 @@ fn what_is_broken_is_told_and_mended_and_events_wait_for_the_network() {
     let mut stream = simulator.watch();
     stream.wait_for("connected", |message| message["state"]["connected"] == true);
     let switch = |fault: &str, on: bool| {
-        assert_eq!(simulator.act(&json!({"do": "fault", "fault": fault, "on": on})), 204, "{fault}");
+        assert_eq!(
+            simulator.act(&json!({"do": "fault", "fault": fault, "on": on})),
+            204,
+            "{fault}"
+        );
     };
     switch("network", true);
     stream.wait_for("cut off", |message| message["state"]["connected"] == false);
     assert_eq!(simulator.act(&json!({"do": "press", "press": "long"})), 204);
     stream.wait_for("it waits", |message| {
-        message["state"]["waiting"]["alert"].as_u64() > Some(1) && message["state"]["connected"] == false
+        message["state"]["waiting"]["alert"].as_u64() > Some(1)
+            && message["state"]["connected"] == false
     });
     switch("network", false);
     stream.wait_for("it is sent", |message| {
