@@ -232,7 +232,8 @@ impl Known {
                 Line::of("alarm", Lane::Alert, format!("{step}{test}"))
             }
             Happening::Reading { sensor, quantity, value, unit } => {
-                self.readings.insert(sensor.clone(), format!("{value} {unit}"));
+                let unit_text = if *unit == "1" { String::new() } else { format!(" {unit}") };
+                self.readings.insert(sensor.clone(), format!("{value}{unit_text}"));
                 Line::of("reading", Lane::Telemetry, format!("{sensor}: {quantity} {value} {unit}"))
             }
             Happening::Threshold { sensor, threshold, exceeded, value, unit } => {

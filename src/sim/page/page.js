@@ -58,7 +58,7 @@ function element(name, className, text) {
 function show(state) {
   set('device', state.device);
   set('broker', state.broker);
-  set('uplink', state.connected ? state.uplink || 'connected' : `not connected. ${state.uplink}`);
+  set('uplink', `${state.connected ? 'connected' : 'not connected'}: ${state.uplink || '…'}`);
   set('arrived', String(state.arrived));
   set('speed', String(state.speed));
   for (const lane of ['alert', 'status', 'telemetry']) set(`wait-${lane}`, String(state.waiting[lane]));
@@ -72,7 +72,7 @@ function show(state) {
   const faults = Object.entries(state.faults).map(([part, problem]) => ['is', `${part}: ${problem}`]);
   list(at('faults'), faults.length ? faults : [['', 'none']], ([kind, text]) => element('li', kind, text));
   list(at('readings'), Object.entries(state.readings),
-    ([name, value]) => [element('dt', '', name), element('dd', '', value)]);
+    ([name, value]) => [element('dt', '', name), element('dd', '', spoken(value))]);
   for (const box of all('[data-fault]')) {
     const known = state.switches[box.dataset.fault];
     box.closest('li').hidden = known === undefined;
@@ -80,6 +80,11 @@ function show(state) {
   }
   at('cry').hidden = !state.cries;
   at('care').hidden = !state.cares;
+}
+
+// UCUM codes, as people write them.
+function spoken(value) {
+  return value.replace('[ppm]', 'ppm').replace(' Cel', ' °C');
 }
 
 function isShown(lane) {
