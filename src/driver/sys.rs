@@ -41,7 +41,7 @@ pub fn real_syncs() -> u64 {
 
 /// The C library's function of this name, made stronger: everything written to the file so far,
 /// not only the range, and what is needed to read it back, is on stable storage when it returns. The manifest of a
-/// batch shares the sync of the piece behind it ([`joined_sync`]).
+/// batch shares the sync of the piece behind it (`joined_sync`).
 ///
 /// Returns 0, or −1 with `errno` set by `fdatasync`: sled then fails for good, as it should.
 ///
