@@ -192,7 +192,7 @@ impl Keyphrase {
 pub enum OperatingPoint {
     /// Misses least; for a home where somebody looks into every alarm.
     Sensitive,
-    /// About one false alarm an hour of lively talk.
+    /// Nearly every cry, and a few false alarms an hour of lively talk.
     #[default]
     Balanced,
     /// Speaks up for clear cries only.
