@@ -368,6 +368,9 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
             }
             if self.pending.alerts.is_empty() {
                 self.look_at_the_clock()?;
+                if self.is_idle_and_too_large() && open {
+                    return Ok(End::Renew);
+                }
             }
             let due = self.is_full() || self.next().is_some_and(|due| due <= self.clock.now());
             // Alerts go first, and one behind the other they do not keep all else waiting for ever.
@@ -385,9 +388,6 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
                     self.pending.due = None;
                 }
                 continue;
-            }
-            if open && self.is_idle_and_too_large() {
-                return Ok(End::Renew);
             }
             if !open && requests.is_empty() {
                 return self.commit_all().map(|()| End::Stopped);

@@ -279,21 +279,18 @@ fn other_bounds_are_in_force_at_once_for_what_waits_and_for_what_is_stored() {
     let (stop, stopped) = watch::channel(false);
     let clock = Clock::new(|| ClockState::Synced);
     let outbox = Outbox::open(MemoryStore::default()).unwrap();
+    let settings = Settings { coalesce: [Duration::ZERO, NEVER, Duration::ZERO], ..PATIENT };
     let thread =
-        std::thread::spawn(move || run_on(outbox, requests, clock, PATIENT, stopped, Bounded));
+        std::thread::spawn(move || run_on(outbox, requests, clock, settings, stopped, Bounded));
     runtime().block_on(async {
         let mut levels = handle.levels();
         handle.append(events(Lane::Alert, 1)).await.unwrap();
-        let telemetry = tokio::join!(
-            handle.append(events(Lane::Telemetry, 2)),
-            handle.append(events(Lane::Alert, 3)),
-        );
-        telemetry.0.unwrap();
-        assert_eq!(levels.borrow_and_update().records, [2, 0, 1]);
+        handle.append(events(Lane::Telemetry, 2)).await.unwrap();
+        assert_eq!(levels.borrow_and_update().records, [1, 0, 1]);
         let limits = Limits { bytes: u64::MAX, expiry: Duration::ZERO };
         let settings = Settings { coalesce: [Duration::ZERO; 3], ..PATIENT };
         handle.bound(Bounds { settings, limits, max_size: u64::MAX }).await.unwrap();
-        levels.wait_for(|levels| levels.records == [2, 0, 0]).await.unwrap();
+        levels.wait_for(|levels| levels.records == [1, 0, 0]).await.unwrap();
         // It would wait for company without end.
         let status = handle.append(events(Lane::Status, 4));
         tokio::time::timeout(Duration::from_secs(30), status).await.unwrap().unwrap();
