@@ -207,7 +207,7 @@ impl OperatingPoint {
     pub fn threshold(self) -> f32 {
         match self {
             Self::Sensitive => 0.44,
-            Self::Balanced => 0.53,
+            Self::Balanced => 0.6,
             Self::Quiet => 0.7,
         }
     }
