@@ -6,7 +6,7 @@
 //! - An alert waits for nobody and takes nobody along: the less is in its commit, the sooner it is done. It waits
 //!   for the commit that is being made, if one is; of many groups that are due it goes before the next.
 //! - `status` and `telemetry` wait for company up to the `coalesce` of their lane.
-//! - Removals are not waited for. They ride along with the next commit, or are committed after
+//! - Removals are not waited for. They ride along with the next commit that is no alert's, or are committed after
 //!   [`Settings::removal_delay`]. Until then [`OutboxHandle::page`] leaves them out already; after a
 //!   crash the removed records may be back, which makes duplicates and no loss.
 //! - After a commit that failed the outbox is closed and opened again ([`run_on`]) while all
@@ -212,7 +212,7 @@ struct Writer<'a, S, D> {
 /// What outlives a failed outbox.
 #[derive(Default)]
 struct Pending {
-    /// Commits with an alert, or that may not wait for another reason ([`Append::lane`]).
+    /// Appends with an alert, or that may not wait for another reason ([`Append::lane`]).
     alerts: VecDeque<Append>,
     /// All others.
     waiting: VecDeque<Append>,
@@ -473,6 +473,7 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         Ok(())
     }
 
+    /// One commit.
     fn commit(&mut self, who: Who) -> Result<(), OutboxError> {
         self.look_at_the_disk();
         self.outbox.set_moment(self.disk.moment());
