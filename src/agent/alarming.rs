@@ -11,10 +11,12 @@
 //!
 //! Urgent inputs go first, so that no flood of commands delays a cry.
 
+mod handle;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 
 use super::commanding::Commands;
 use super::{Activity, BUDGET, Happening, Reporter};
@@ -36,6 +38,8 @@ use crate::sensor::inactivity::Away;
 use crate::status;
 use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
 use crate::uplink::Received;
+pub(super) use handle::{AlarmHandle, Settle};
+use handle::{Ask, Urgent};
 
 /// Inputs that wait at most; whoever has more waits for room.
 const QUEUED: usize = 64;
@@ -49,106 +53,6 @@ const SCHEDULE_MEMO: &str = "alarm.schedule";
 const HOLIDAY: Duration = Duration::from_millis(500);
 /// The part that is at fault when an alarm could not be read back.
 const ALARM: &str = "alarm";
-
-/// How the rest of the agent reaches the alarms. Cheap to clone.
-#[derive(Debug, Clone)]
-pub(super) struct AlarmHandle {
-    urgent: mpsc::Sender<Urgent>,
-    asks: mpsc::Sender<Ask>,
-    reporter: Reporter,
-}
-
-#[derive(Debug)]
-enum Urgent {
-    Trigger { causes: Vec<(Lane, Event)>, trigger: Trigger, done: oneshot::Sender<Outcome> },
-    Press { button: String, press: Press, held: Duration },
-    Cancel { who: String },
-    Dialled { alarm: String, call: u32, outcome: Result<String, String> },
-}
-
-#[derive(Debug)]
-enum Ask {
-    Command { message: Received, settle: Settle },
-    Receipt { ids: Vec<String>, actor: Actor, settle: Settle },
-    Set { rules: Box<Rules>, done: oneshot::Sender<()> },
-}
-
-/// Has a message from the broker acknowledged, once it is dealt with. Dropped before, it is not, and the
-/// broker sends it again on the next connection.
-#[derive(Debug)]
-pub(super) struct Settle(pub(super) Option<(mpsc::Sender<u64>, u64)>);
-
-impl Settle {
-    pub(super) fn done(self) {
-        if let Some((settled, delivery)) = self.0 {
-            // Without room it is as if it had not been said: it comes again, and is known then.
-            let _ = settled.try_send(delivery);
-        }
-    }
-}
-
-impl AlarmHandle {
-    /// Opens or joins an alarm; what triggered it becomes durable in the same commit. For threads.
-    ///
-    /// # Errors
-    /// One line: nothing is stored.
-    pub(super) fn trigger_blocking(
-        &self,
-        occurrence: &Occurrence,
-        kind: Kind,
-        text: String,
-    ) -> Outcome {
-        let (lane, event) = self.reporter.make(occurrence)?;
-        let trigger = Trigger::new(kind, Some(event.id().to_owned()), text);
-        let (done, answer) = oneshot::channel();
-        let causes = vec![(lane, event)];
-        match self.urgent.blocking_send(Urgent::Trigger { causes, trigger, done }) {
-            Ok(()) => answer.blocking_recv().unwrap_or_else(|_| {
-                // The agent ends: what was heard is still told.
-                self.reporter.report_blocking(occurrence)
-            }),
-            Err(_) => self.reporter.report_blocking(occurrence),
-        }
-    }
-
-    /// A button was pressed.
-    pub(super) async fn press(&self, button: &str, press: Press, held: Duration) {
-        let button = button.to_owned();
-        let _ = self.urgent.send(Urgent::Press { button, press, held }).await;
-    }
-
-    /// Somebody on the spot calls a pending alarm off without a button.
-    pub(super) async fn cancel(&self, who: &str) {
-        let _ = self.urgent.send(Urgent::Cancel { who: who.to_owned() }).await;
-    }
-
-    /// A command came. It waits for no room: one too many is not acknowledged and comes again. Half of
-    /// the room is kept for those that the broker counts (QoS 1), of which there are never more.
-    pub(super) fn command(&self, message: Received, settle: Settle) {
-        if settle.0.is_none() && self.asks.capacity() < QUEUED / 2 {
-            tracing::warn!("too many commands: one of QoS 0 is dropped");
-            return;
-        }
-        let _ = self.asks.try_send(Ask::Command { message, settle });
-    }
-
-    /// Other rules are in force once this returns; what is open goes on, and so does its deadline.
-    pub(super) async fn set(&self, rules: Rules) {
-        let (done, in_force) = oneshot::channel();
-        if self.asks.send(Ask::Set { rules: Box::new(rules), done }).await.is_ok() {
-            let _ = in_force.await;
-        }
-    }
-
-    /// The consumer has these events. Waits for no room either.
-    pub(super) fn receipt(&self, ids: Vec<String>, actor: Actor, settle: Settle) {
-        if settle.0.is_none() && self.asks.capacity() < QUEUED / 2 {
-            tracing::warn!("too many receipts: one of QoS 0 is dropped");
-            return;
-        }
-        let _ = self.asks.try_send(Ask::Receipt { ids, actor, settle });
-    }
-}
 
 /// What the configuration says of the alarms.
 #[derive(Debug, Clone, PartialEq)]
