@@ -9,7 +9,7 @@
 //!   on a slow link).
 //! - Within a lane records go in the order of their positions, except those that were refused or that
 //!   no receipt came for.
-//! - Memory is bounded: two pages a lane, what is in flight, [`MAX_DEFERRED`] refused ones, the names of
+//! - Memory is bounded: four pages a lane, what is in flight, [`MAX_DEFERRED`] refused ones, the names of
 //!   those that wait for a receipt.
 //!
 //! Terms: a *tail* is the position of the newest record of a lane; a *cursor* the newest that was
@@ -44,9 +44,9 @@ pub use types::{Confirm, Fate, Flight, Mode, Overdue, Rules, Settled, Wanted};
 
 /// A page: enough to keep the window full between two reads, little enough for a small device.
 const PAGE: PageLimit = PageLimit { records: 128, bytes: 128 * 1024 };
-/// The next page is wanted when so few records are left, so that it is there when they are gone: a commit,
-/// behind which it may have to wait, takes as long as some hundred publishes.
-const READ_AHEAD: usize = PAGE.records;
+/// So many pages are held: the next is wanted as soon as one is used up, so that it is there when the others are gone. A
+/// commit, behind which it may have to wait, takes as long as some hundred publishes.
+const PAGES: usize = 4;
 /// Refused records that wait for their next turn; while there are so many, the lanes below
 /// alerts rest, and at four times as many alerts too.
 pub const MAX_DEFERRED: usize = 64;
@@ -66,7 +66,8 @@ pub const SILENT_REFUSALS: u32 = 8;
 struct Queue {
     tail: Option<Position>,
     cursor: Option<Position>,
-    page: VecDeque<Record>,
+    /// None is empty.
+    pages: VecDeque<VecDeque<Record>>,
     /// A record that no receipt came for, read again.
     again: Option<(Record, u32)>,
     /// Alerts were published that [`Awaiting`] had no place for: read the lane from its beginning once
@@ -81,7 +82,16 @@ struct Queue {
 impl Queue {
     fn rewind(&mut self) {
         (self.passed_over, self.rewinds) = (false, self.rewinds + 1);
-        (self.cursor, self.page) = (None, VecDeque::new());
+        (self.cursor, self.pages) = (None, VecDeque::new());
+    }
+
+    fn pop(&mut self) -> Option<Record> {
+        let page = self.pages.front_mut()?;
+        let record = page.pop_front();
+        if page.is_empty() {
+            self.pages.pop_front();
+        }
+        record
     }
 }
 
@@ -150,8 +160,8 @@ impl Forwarder {
     /// for which no receipt came. Not to be asked again before that page is [loaded](Self::loaded).
     pub fn wanted(&mut self) -> Option<Wanted> {
         let page = Lane::ALL.into_iter().find_map(|lane| {
-            let Queue { page, tail, cursor, rewinds, .. } = &self.queues[lane.index()];
-            let more = page.len() <= READ_AHEAD && tail > cursor;
+            let Queue { pages, tail, cursor, rewinds, .. } = &self.queues[lane.index()];
+            let more = pages.len() < PAGES && tail > cursor;
             let (after, tail, rewinds) = (*cursor, *tail, *rewinds);
             more.then_some(Wanted { lane, after, limit: PAGE, again: None, tail, rewinds })
         });
@@ -186,7 +196,11 @@ impl Forwarder {
         }
         queue.cursor = records.last().map_or(wanted.tail, |record| Some(record.position));
         let under_way = std::mem::take(&mut queue.under_way);
-        queue.page.extend(records.into_iter().filter(|r| !under_way.contains(&r.position)));
+        let records = records.into_iter().filter(|r| !under_way.contains(&r.position));
+        let page: VecDeque<Record> = records.collect();
+        if !page.is_empty() {
+            queue.pages.push_back(page);
+        }
     }
 
     /// Positions of a lane that was rewound which must not be published a second time.
@@ -225,7 +239,7 @@ impl Forwarder {
         let mut flight = match self.source(now)? {
             Source::Deferred(place) => self.deferred.remove(place)?.1,
             Source::Page(lane) => {
-                let record = self.queues[lane.index()].page.pop_front()?;
+                let record = self.queues[lane.index()].pop()?;
                 self.flight(record, 0, wall)
             }
             Source::Again(lane) => {
@@ -289,7 +303,7 @@ impl Forwarder {
             let queue = &self.queues[lane.index()];
             let rests = self.deferred.len() >= most || self.too_many_await(lane);
             // What the record will weigh is known once it is written; a guess will do.
-            if !rests && !queue.page.is_empty() && may(TYPICAL) {
+            if !rests && !queue.pages.is_empty() && may(TYPICAL) {
                 return Some(Source::Page(lane));
             }
             (queue.again.is_some() && may(TYPICAL)).then_some(Source::Again(lane))

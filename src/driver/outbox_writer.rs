@@ -8,7 +8,8 @@
 //! - `status` and `telemetry` wait for company up to the `coalesce` of their lane.
 //! - Removals are not waited for. They ride along with the next commit that is no alert's, or are committed after
 //!   [`Settings::removal_delay`]. Until then [`OutboxHandle::page`] leaves them out already; after a
-//!   crash the removed records may be back, which makes duplicates and no loss.
+//!   crash the removed records may be back, which makes duplicates and no loss. Where many come within that time, as when a
+//!   backlog is drained, they are applied a group at a time, and the commit makes all of them stable with one sync.
 //! - After a commit that failed the outbox is closed and opened again ([`run_on`]) while all
 //!   wait. If that does not help, everybody who waits gets the error and it is returned: the
 //!   process is to end, and the next one opens the outbox afresh.
@@ -38,8 +39,11 @@ pub use handle::{Bounds, Census, OutboxHandle, Purge, Requests, channel};
 
 /// Requests that wait to be taken up at most.
 pub const QUEUED_REQUESTS: usize = 32;
-/// Removals that wait for a commit at most; with so many they are committed at once.
+/// Removals that wait at most; with so many they are committed at once.
 pub const MAX_REMOVALS: usize = 1024;
+/// Removals that are applied together without waiting for a commit: few enough that a page or an alert which comes meanwhile
+/// is soon served.
+const REMOVED_AT_ONCE: usize = 256;
 
 /// How often a full disk is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -268,6 +272,7 @@ impl Pending {
         let next = match who {
             Who::Alerts => self.alerts.pop_front(),
             Who::All => self.alerts.pop_front().or_else(|| self.waiting.pop_front()),
+            Who::Removals => None,
         };
         self.events -= next.as_ref().map_or(0, |append| append.events.len());
         next
@@ -286,6 +291,8 @@ enum Who {
     Alerts,
     /// All removals, and as many of the waiting events as fit.
     All,
+    /// Removals, which are applied and no more.
+    Removals,
 }
 
 impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
@@ -389,6 +396,10 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
                 }
                 continue;
             }
+            if self.pending.removals.len() >= REMOVED_AT_ONCE {
+                self.commit(Who::Removals)?;
+                continue;
+            }
             if !open && requests.is_empty() {
                 return self.commit_all().map(|()| End::Stopped);
             }
@@ -478,7 +489,7 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         self.look_at_the_disk();
         self.outbox.set_moment(self.disk.moment());
         let mut group = self.outbox.begin(self.clock.wall())?;
-        if who == Who::All {
+        if who != Who::Alerts {
             for (lane, damage) in &self.pending.damaged {
                 group.set_aside(*lane, damage)?;
             }
@@ -514,11 +525,12 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         let staged = group.staged().to_vec();
         let own = |places: Range<usize>| staged.get(places).unwrap_or_default().to_vec();
         let answers = answers.into_iter().map(|(append, places)| (append, own(places)));
-        if let Err(error) = group.commit() {
+        let done = if who == Who::Removals { group.apply() } else { group.commit() };
+        if let Err(error) = done {
             self.pending.uncertain = answers.collect();
             return Err(error);
         }
-        if who == Who::All {
+        if who != Who::Alerts {
             self.pending.damaged.clear();
             self.pending.removals.clear();
         }

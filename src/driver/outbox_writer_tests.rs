@@ -22,6 +22,7 @@ const PATIENT: Settings =
 struct Watched {
     inner: MemoryStore,
     commits: Arc<Mutex<usize>>,
+    applied: Arc<Mutex<usize>>,
     gate: Arc<Mutex<()>>,
 }
 
@@ -30,6 +31,11 @@ impl Store for Watched {
         let _gate = self.gate.lock().unwrap();
         *self.commits.lock().unwrap() += 1;
         self.inner.commit(batch)
+    }
+
+    fn apply(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        *self.applied.lock().unwrap() += 1;
+        self.inner.apply(batch)
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
@@ -204,6 +210,44 @@ fn removals_are_committed_after_a_bounded_time_without_company() {
         tokio::time::timeout(Duration::from_secs(10), emptied).await.unwrap().unwrap();
     });
     running.end().unwrap();
+}
+
+#[test]
+fn many_removals_are_applied_together_and_made_stable_after_a_bounded_time() {
+    let store = Watched::default();
+    let (commits, applied) = (store.commits.clone(), store.applied.clone());
+    let removal_delay = Duration::from_millis(200);
+    let running = start(store, Settings { removal_delay, ..PATIENT });
+    runtime().block_on(async {
+        let handle = &running.handle;
+        for first in 0..3 {
+            let many =
+                (0..REMOVED_AT_ONCE).map(|n| events(Lane::Status, first * 1000 + n).remove(0));
+            handle.append(many.collect()).await.unwrap();
+        }
+        let appended = *commits.lock().unwrap();
+        let positions = (1..=2 * REMOVED_AT_ONCE as u64).map(|at| (Lane::Status, Position(at)));
+        let positions: Vec<_> = positions.collect();
+        for group in positions.chunks(REMOVED_AT_ONCE) {
+            handle.remove(group.to_vec()).await.unwrap();
+        }
+        // The answer says that the writer has seen to what was queued before it.
+        let left = handle.page(Lane::Status, None, ALL).await.unwrap();
+        assert_eq!(left[0].position, Position(1 + 2 * REMOVED_AT_ONCE as u64));
+        let mut levels = handle.levels();
+        let gone = levels.wait_for(|levels| levels.total() == REMOVED_AT_ONCE as u64);
+        tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap().unwrap();
+        assert!((1..=2).contains(&*applied.lock().unwrap()));
+        let settled = async {
+            while *commits.lock().unwrap() == appended {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), settled).await.unwrap();
+        assert_eq!(*commits.lock().unwrap(), appended + 1);
+    });
+    running.end().unwrap();
+    assert_eq!(*commits.lock().unwrap(), 4, "nothing was left to do at the end");
 }
 
 #[test]

@@ -315,6 +315,14 @@ impl Store for SledStore {
         Ok(())
     }
 
+    /// The marks stay behind: what they say must be on the disk.
+    fn apply(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        let changes = self.places.stage(batch);
+        self.guarded("write outbox in", |db| db.apply_batch(changes))?;
+        self.hold_back(batch);
+        Ok(())
+    }
+
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.guarded("read outbox in", |db| {
             Ok(db.get(key)?.filter(is_value).map(|value| value.to_vec()))

@@ -1,5 +1,6 @@
 //! The event as it is held in memory and in the outbox.
 
+use std::borrow::{Borrow, Cow};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -7,6 +8,79 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 
 use super::moment::Noted;
 use super::rules::{self, EventError};
+
+/// A name that nearly every event has, or that hark itself gives.
+fn known(text: &str) -> Option<&'static str> {
+    Some(match text {
+        "id" => "id",
+        "lane" => "lane",
+        "time" => "time",
+        "type" => "type",
+        "clock" => "clock",
+        "source" => "source",
+        "subject" => "subject",
+        "sequence" => "sequence",
+        "dataschema" => "dataschema",
+        "expirytime" => "expirytime",
+        "specversion" => "specversion",
+        "recordedtime" => "recordedtime",
+        "datacontenttype" => "datacontenttype",
+        _ => return None,
+    })
+}
+
+/// An attribute's name; not yet one that the specification allows. One that is known takes no memory of its own.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(Cow<'static, str>);
+
+impl Name {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it is one of the names that keep every rule.
+    pub(super) fn is_known(&self) -> bool {
+        matches!(self.0, Cow::Borrowed(_))
+    }
+}
+
+impl From<&str> for Name {
+    fn from(text: &str) -> Self {
+        Self(known(text).map_or_else(|| Cow::Owned(text.to_owned()), Cow::Borrowed))
+    }
+}
+
+/// So that a name is found by its text; both have the same order.
+impl Borrow<str> for Name {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Name;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an attribute's name")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Name, E> {
+                Ok(Name::from(text))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
 
 /// A context attribute's value: the CloudEvents types that JSON can carry as themselves.
 ///
@@ -117,7 +191,7 @@ pub enum Data {
 /// A valid CloudEvent. It cannot be made otherwise: see [`Event::new`] and [`super::json::parse`].
 #[derive(Debug, Clone)]
 pub struct Event {
-    pub(super) attributes: BTreeMap<String, Value>,
+    pub(super) attributes: BTreeMap<Name, Value>,
     data: Data,
     /// `time` was taken by us from a clock that cannot be believed.
     pub(super) doubtful: bool,
@@ -140,7 +214,7 @@ impl Event {
     /// The first attribute at fault, in alphabetical order; a required one that is missing first.
     ///
     /// Source: CloudEvents 1.0.2 § Context Attributes.
-    pub fn new(attributes: BTreeMap<String, Value>, data: Data) -> Result<Self, EventError> {
+    pub fn new(attributes: BTreeMap<Name, Value>, data: Data) -> Result<Self, EventError> {
         rules::check(&attributes, &data)?;
         Ok(Self { attributes, data, doubtful: false, noted: None })
     }
@@ -166,7 +240,7 @@ impl Event {
     }
 
     /// All attributes, sorted by name.
-    pub fn attributes(&self) -> &BTreeMap<String, Value> {
+    pub fn attributes(&self) -> &BTreeMap<Name, Value> {
         &self.attributes
     }
 
@@ -181,7 +255,7 @@ impl Event {
     /// The name or value breaks the rules, or the name is one of the specification's own.
     pub fn set_extension(&mut self, name: &str, value: Value) -> Result<(), EventError> {
         rules::check_extension(name, &value)?;
-        self.attributes.insert(name.to_owned(), value);
+        self.attributes.insert(Name::from(name), value);
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::MAX_EVENT_BYTES;
-use super::envelope::{Data, Event, Value};
+use super::envelope::{Data, Event, Name, Value};
 use super::rules::EventError;
 
 /// Media type of one event (RFC 6838 suffix `+json`).
@@ -59,13 +59,20 @@ pub fn to_vec(event: &Event) -> Vec<u8> {
         Data::Base64(text) => text.len(),
     };
     let mut out = Vec::with_capacity(data + 512);
-    let attributes = event.attributes();
-    let leading = LEADING.iter().filter_map(|&name| attributes.get_key_value(name));
-    let others = attributes.iter().filter(|(name, _)| !LEADING.contains(&name.as_str()));
-    for (name, value) in leading.chain(others) {
+    let attributes = event.attributes().iter().map(|(name, value)| (name.as_str(), value));
+    let (mut leading, mut others) = ([None; LEADING.len()], Vec::with_capacity(attributes.len()));
+    for (name, value) in attributes {
+        match LEADING.iter().position(|leading| *leading == name) {
+            Some(place) => leading[place] = Some((name, value)),
+            None => others.push((name, value)),
+        }
+    }
+    for (name, value) in leading.into_iter().flatten().chain(others) {
         out.push(if out.is_empty() { b'{' } else { b',' });
-        write_json(&mut out, name);
-        out.push(b':');
+        // A name has only letters and digits: nothing to escape.
+        out.push(b'"');
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b"\":");
         match value {
             Value::String(text) => write_json(&mut out, text),
             other => out.extend_from_slice(other.to_string().as_bytes()),
@@ -136,7 +143,7 @@ fn from_members(members: Members) -> Result<Event, EventError> {
             }
             _ => {
                 if let Some(value) = value(&name, &raw)? {
-                    attributes.insert(name, value);
+                    attributes.insert(Name::from(name.as_str()), value);
                 }
             }
         }

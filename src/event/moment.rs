@@ -89,10 +89,10 @@ impl Event {
             return;
         }
         let time = WallTime { unix_ms, state: ClockState::Synced }.to_rfc3339();
-        if let Some(recorded) = self.attributes.insert("time".to_owned(), time.into()) {
-            self.attributes.insert("recordedtime".to_owned(), recorded);
+        if let Some(recorded) = self.attributes.insert("time".into(), time.into()) {
+            self.attributes.insert("recordedtime".into(), recorded);
         }
-        self.attributes.insert("clock".to_owned(), Value::from("corrected"));
+        self.attributes.insert("clock".into(), Value::from("corrected"));
         self.doubtful = false;
     }
 

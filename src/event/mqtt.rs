@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
 
-use super::envelope::{Data, Event, Value};
+use super::envelope::{Data, Event, Name, Value};
 use super::json;
 use super::rules::EventError;
 
@@ -51,8 +51,9 @@ pub fn to_binary(event: &Event) -> Binary {
         },
         Data::Base64(text) => decode_base64(text),
     };
-    let others = event.attributes().iter().filter(|(name, _)| *name != CONTENT_TYPE);
-    let user_properties = others.map(|(name, value)| (name.clone(), value.to_string())).collect();
+    let others = event.attributes().iter().filter(|(name, _)| name.as_str() != CONTENT_TYPE);
+    let user_properties =
+        others.map(|(name, value)| (name.to_string(), value.to_string())).collect();
     Binary { content_type, user_properties, payload }
 }
 
@@ -80,7 +81,7 @@ pub fn parse(
     let content_type = content_type.map(|value| (CONTENT_TYPE, value));
     let properties = user_properties.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     for (name, value) in properties.chain(content_type) {
-        if attributes.insert(name.to_owned(), Value::from(value)).is_some() {
+        if attributes.insert(Name::from(name), Value::from(value)).is_some() {
             return Err(EventError::new(name, "is given twice"));
         }
     }

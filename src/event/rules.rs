@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::envelope::{Data, Value};
+use super::envelope::{Data, Name, Value};
 
 /// An attribute breaks a rule of the specification, or the JSON around it does.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,16 +26,20 @@ impl EventError {
 const CONTEXT: [&str; 8] =
     ["id", "source", "specversion", "type", "datacontenttype", "dataschema", "subject", "time"];
 
-pub(super) fn check(attributes: &BTreeMap<String, Value>, data: &Data) -> Result<(), EventError> {
+pub(super) fn check(attributes: &BTreeMap<Name, Value>, data: &Data) -> Result<(), EventError> {
     for name in ["specversion", "id", "source", "type"] {
         if !attributes.contains_key(name) {
             return Err(EventError::new(name, "is required and missing"));
         }
     }
     for (name, value) in attributes {
-        check_name(name)?;
+        let is_known = name.is_known();
+        let name = name.as_str();
+        if !is_known {
+            check_name(name)?;
+        }
         check_characters(name, value)?;
-        if CONTEXT.contains(&name.as_str()) {
+        if CONTEXT.contains(&name) {
             let Some(text) = value.as_str() else {
                 return Err(EventError::new(name, "must be a string"));
             };

@@ -24,9 +24,9 @@ impl TryFrom<cloudevents::Event> for Event {
                 ),
                 other => Value::String(other.to_string()),
             };
-            attributes.insert(name.to_owned(), value);
+            attributes.insert(name.into(), value);
         }
-        attributes.insert("specversion".to_owned(), Value::String(specversion));
+        attributes.insert("specversion".into(), Value::String(specversion));
         let data = match theirs.data() {
             None => Data::Absent,
             Some(cloudevents::Data::Json(json)) => Data::Json(json.to_string().into_bytes()),

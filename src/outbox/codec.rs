@@ -15,13 +15,15 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_bytes::{ByteBuf, Bytes};
+use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_bytes::Bytes;
 
 use super::queue::{Position, Record};
-use crate::event::{Data, Event, Lane, Noted, Value};
+use crate::event::{Data, Event, Lane, Name, Noted, Value};
 
 /// The version that is written.
 pub const VERSION: u8 = 1;
@@ -58,15 +60,44 @@ struct RecordOut<'a> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RecordIn {
-    lane: String,
+struct RecordIn<'a> {
+    lane: &'a str,
     position: u64,
     sequence: u64,
     accepted_ms: u64,
-    attributes: BTreeMap<String, Value>,
+    attributes: Attributes,
     kind: u8,
-    data: ByteBuf,
+    #[serde(borrow)]
+    data: &'a Bytes,
 }
+
+/// They were written by name, so that the map is made of them in one go.
+struct Attributes(BTreeMap<Name, Value>);
+
+impl<'de> Deserialize<'de> for Attributes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs;
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = Attributes;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("attributes by name")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Attributes, A::Error> {
+                let mut pairs = Vec::with_capacity(TYPICAL_ATTRIBUTES);
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Attributes(pairs.into_iter().collect()))
+            }
+        }
+        deserializer.deserialize_map(Pairs)
+    }
+}
+
+/// As many as most events have at most.
+const TYPICAL_ATTRIBUTES: usize = 11;
 
 /// Among the attributes, and none of them: no attribute's name has a dot. What the outbox notes of an event whose
 /// clock could not be believed ([`Noted`]).
@@ -126,24 +157,25 @@ pub fn encode_record(fields: RecordFields<'_>) -> Result<Vec<u8>, CodecError> {
 /// # Errors
 /// See [`CodecError`]; the record is lost unless the frame can be read again.
 pub fn decode_record(frame: &[u8]) -> Result<Record, CodecError> {
-    let mut record: RecordIn = decode(frame)?;
-    let noted = record.attributes.remove(NOTED);
+    let record: RecordIn<'_> = decode(frame)?;
+    let mut attributes = record.attributes.0;
+    let noted = attributes.remove(NOTED);
     let noted = noted.and_then(|noted| Noted::from_text(noted.as_str()?));
     let content = |problem: String| CodecError::Content(problem);
     let data = match record.kind {
         KIND_ABSENT => Data::Absent,
-        KIND_JSON => Data::Json(record.data.into_vec()),
+        KIND_JSON => Data::Json(record.data.to_vec()),
         KIND_BASE64 => Data::Base64(
-            String::from_utf8(record.data.into_vec()).map_err(|e| content(e.to_string()))?,
+            String::from_utf8(record.data.to_vec()).map_err(|e| content(e.to_string()))?,
         ),
         other => return Err(content(format!("kind of data {other}"))),
     };
-    let mut event = Event::new(record.attributes, data).map_err(|e| content(e.to_string()))?;
+    let mut event = Event::new(attributes, data).map_err(|e| content(e.to_string()))?;
     if let Some(noted) = noted {
         event.note(noted);
     }
     Ok(Record {
-        lane: Lane::from_str(&record.lane).map_err(|e| content(e.to_string()))?,
+        lane: Lane::from_str(record.lane).map_err(|e| content(e.to_string()))?,
         position: Position(record.position),
         sequence: record.sequence,
         accepted_ms: record.accepted_ms,
@@ -190,7 +222,7 @@ pub(super) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
 }
 
 /// Reads the frame of any value: the checksum first, since a flipped version is damage too.
-pub(super) fn decode<T: DeserializeOwned>(frame: &[u8]) -> Result<T, CodecError> {
+pub(super) fn decode<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T, CodecError> {
     let Some((prefix, body)) = frame.split_first_chunk::<PREFIX_BYTES>() else {
         return Err(CodecError::TooShort(frame.len()));
     };

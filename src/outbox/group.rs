@@ -46,6 +46,13 @@ pub struct Group<'a, S> {
     pub(super) buried: BTreeSet<(Lane, Position)>,
 }
 
+/// Whether a group is on stable storage when it is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    ForTheDevice,
+    No,
+}
+
 impl<'a, S: Store> Group<'a, S> {
     pub(super) fn new(outbox: &'a mut Outbox<S>, now: WallTime) -> Self {
         Self {
@@ -203,8 +210,22 @@ impl<'a, S: Store> Group<'a, S> {
     ///
     /// # Errors
     /// [`OutboxError::Failed`]: the outbox is of no more use; see there.
-    pub fn commit(mut self) -> Result<Vec<Accepted>, OutboxError> {
-        if self.batch.is_empty() && (self.lost.cause.is_empty() || !self.tells()) {
+    pub fn commit(self) -> Result<Vec<Accepted>, OutboxError> {
+        self.finish(Wait::ForTheDevice)
+    }
+
+    /// As [`Self::commit`], and where the group does nothing but remove records it does not wait for the device: after
+    /// a crash before the next commit they may be back.
+    ///
+    /// # Errors
+    /// As those of [`Self::commit`].
+    pub fn apply(self) -> Result<Vec<Accepted>, OutboxError> {
+        self.finish(Wait::No)
+    }
+
+    fn finish(mut self, wait: Wait) -> Result<Vec<Accepted>, OutboxError> {
+        let settled = !self.outbox.unsettled || wait == Wait::No;
+        if self.batch.is_empty() && settled && (self.lost.cause.is_empty() || !self.tells()) {
             return Ok(Vec::new());
         }
         self.find_heads()?;
@@ -224,7 +245,12 @@ impl<'a, S: Store> Group<'a, S> {
         self.state.commits += 1;
         let state = codec::encode(&self.state).map_err(OutboxError::Encode)?;
         self.batch.put(keys::STATE.to_vec(), state);
-        if let Err(StoreError(cause)) = self.outbox.store.commit(&self.batch) {
+        let is_new = self.state.next_position != self.outbox.state.next_position;
+        let waits = wait == Wait::ForTheDevice || is_new || dead_change || untold.is_some();
+        let store = &mut self.outbox.store;
+        let done = if waits { store.commit(&self.batch) } else { store.apply(&self.batch) };
+        self.outbox.unsettled = !waits;
+        if let Err(StoreError(cause)) = done {
             self.outbox.failed = Some(cause.clone());
             return Err(OutboxError::Failed { cause });
         }

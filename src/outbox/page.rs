@@ -102,6 +102,11 @@ impl PageBuilder {
         if self.is_full() { Full::Yes } else { Full::No }
     }
 
+    /// How many there are so far.
+    pub(super) fn records(&self) -> usize {
+        self.page.records.len()
+    }
+
     fn is_full(&self) -> bool {
         self.page.records.len() + self.page.damaged.len() >= self.limit.records
     }

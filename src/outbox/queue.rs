@@ -157,6 +157,8 @@ pub struct Outbox<S> {
     /// The last sequence of each source in each lane; 0 means none yet.
     pub(super) counters: BTreeMap<String, [u64; 3]>,
     pub(super) failed: Option<String>,
+    /// Something was [applied](Group::apply) since the last commit.
+    pub(super) unsettled: bool,
     pub(super) chronicle: Option<Chronicle>,
     /// What is still to be told.
     pub(super) salvaged: Option<Salvaged>,
@@ -209,6 +211,7 @@ impl<S: Store> Outbox<S> {
             state,
             counters,
             failed: None,
+            unsettled: false,
             chronicle: None,
             salvaged,
             limits: None,
@@ -349,12 +352,16 @@ impl<S: Store> Outbox<S> {
         };
         let Some(first) = first.filter(|_| limit.records > 0) else { return Ok(Page::default()) };
         let mut page = PageBuilder::new(lane, limit);
-        let (mut from, to) = (keys::part(lane, Position(first), 0), keys::lane_end(lane));
+        let Some(next) = self.read_by_key(lane, first, &mut page)? else {
+            return Ok(self.presented(page.finish(false)));
+        };
+        let by_key = page.records();
+        let (mut from, to) = (next, keys::lane_end(lane));
         loop {
             let pairs = self.store.range(&from, &to, READ_PAIRS).map_err(OutboxError::Read)?;
             for (key, value) in &pairs {
                 if page.add(key, value) == Full::Yes {
-                    return self.agreed(lane, page.finish(false));
+                    return self.agreed(lane, page.finish(false), by_key);
                 }
             }
             match pairs.last() {
@@ -362,17 +369,48 @@ impl<S: Store> Outbox<S> {
                     from.clone_from(key);
                     from.push(0);
                 }
-                _ => return self.agreed(lane, page.finish(true)),
+                _ => return self.agreed(lane, page.finish(true), by_key),
             }
         }
     }
 
-    /// A page whose records are found by their keys as well. In a damaged index a record can be
+    /// Nearly always records stand one behind the other: then each is found by its key, which costs a store less than
+    /// going from one to the next. `None` once the page is full; else the key from which to go on in passing.
+    fn read_by_key(
+        &self,
+        lane: Lane,
+        first: u64,
+        page: &mut PageBuilder,
+    ) -> Result<Option<Vec<u8>>, OutboxError> {
+        let mut from = keys::part(lane, Position(first), 0);
+        for position in first..self.state.next_position[lane.index()] {
+            let mut parts = 1;
+            let mut part = 0;
+            while part < parts {
+                let key = keys::part(lane, Position(position), part);
+                let Some(value) = self.store.get(&key).map_err(OutboxError::Read)? else {
+                    return Ok(Some(from));
+                };
+                if part == 0 {
+                    parts = keys::header(&value).map_or(1, |(parts, _)| parts);
+                }
+                if page.add(&key, &value) == Full::Yes {
+                    return Ok(None);
+                }
+                from = key;
+                from.push(0);
+                part += 1;
+            }
+        }
+        Ok(Some(from))
+    }
+
+    /// A page whose records behind the first `by_key` are found by their keys as well. In a damaged index a record can be
     /// met in passing and not be found: it could then never be removed, and would come again and
     /// again.
     ///
     /// A lane that counts records and holds none has lost them where nothing noticed.
-    fn agreed(&self, lane: Lane, mut page: Page) -> Result<Page, OutboxError> {
+    fn agreed(&self, lane: Lane, page: Page, by_key: usize) -> Result<Page, OutboxError> {
         let counted = self.state.records[lane.index()];
         if page.records.is_empty() && page.damaged.is_empty() && counted > 0 {
             let (first, end) = (keys::part(lane, Position(0), 0), keys::lane_end(lane));
@@ -381,7 +419,7 @@ impl<S: Store> Outbox<S> {
                 return Err(OutboxError::StateDamaged { cause });
             }
         }
-        for Record { position, .. } in &page.records {
+        for Record { position, .. } in page.records.iter().skip(by_key) {
             let found =
                 self.store.peek(&keys::part(lane, *position, 0), 0).map_err(OutboxError::Read)?;
             if found.is_none() {
@@ -389,9 +427,14 @@ impl<S: Store> Outbox<S> {
                 return Err(OutboxError::StateDamaged { cause });
             }
         }
-        let records = std::mem::take(&mut page.records).into_iter();
-        page.records = records.map(|record| self.times.present(record)).collect();
-        Ok(page)
+        Ok(self.presented(page))
+    }
+
+    /// With the times that its records should have had.
+    fn presented(&self, page: Page) -> Page {
+        let records = page.records.into_iter();
+        let records = records.map(|record| self.times.present(record)).collect();
+        Page { records, ..page }
     }
 
     /// Records in each lane. Index: [`Lane::index`].

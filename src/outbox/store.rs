@@ -49,6 +49,16 @@ pub trait Store {
     /// Whether the changes are made is unknown; the caller must not go on with this store.
     fn commit(&mut self, batch: &Batch) -> Result<(), StoreError>;
 
+    /// As [`Self::commit`], without the wait for the device: the changes count for whoever reads from now on, and the
+    /// next commit makes them stable as well. After a crash before that all of this batch is there or nothing, and nothing of
+    /// it without all that was applied and committed before.
+    ///
+    /// # Errors
+    /// As those of [`Self::commit`].
+    fn apply(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        self.commit(batch)
+    }
+
     /// The value of `key`.
     ///
     /// # Errors

@@ -27,7 +27,9 @@ const HEADER_MAX: usize = 5;
 
 /// Whether a PUBLISH may name this topic (MQTT 5 §4.7).
 pub(super) fn valid_topic(topic: &str) -> bool {
-    !topic.is_empty() && topic.len() <= usize::from(u16::MAX) && !topic.contains(['+', '#', '\0'])
+    !topic.is_empty()
+        && topic.len() <= usize::from(u16::MAX)
+        && !topic.bytes().any(|byte| matches!(byte, b'+' | b'#' | 0))
 }
 
 /// What came from the broker, as far as the session needs it.

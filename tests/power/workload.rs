@@ -1,7 +1,8 @@
 //! A run of the outbox that says what it was told: the process under test.
 //!
 //! The process notes in a file each group before its commit (`begin`) and once it is reported
-//! accepted (`done`); what must be on the disk after a cut or a kill is read off these notes.
+//! accepted (`done`); what must be on the disk after a cut or a kill is read off these notes. Removals that are applied and
+//! not waited for (`later`) count from the next `done` on.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -45,8 +46,8 @@ fn lane(index: &str) -> Lane {
 }
 
 impl Noted {
-    fn write(&self) -> String {
-        let mut text = "begin".to_owned();
+    fn write(&self, word: &str) -> String {
+        let mut text = word.to_owned();
         for (lane, number, bytes) in &self.appends {
             text.push_str(&format!(" +{}:{number}:{bytes}", lane.index()));
         }
@@ -71,6 +72,13 @@ impl Noted {
     }
 }
 
+/// What an opened outbox showed of what was open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Settled {
+    pub(crate) later: usize,
+    pub(crate) unanswered: Option<bool>,
+}
+
 /// What the notes say must be there.
 #[derive(Debug, Default)]
 pub(crate) struct Promise {
@@ -78,6 +86,8 @@ pub(crate) struct Promise {
     pub(crate) kept: BTreeMap<(Lane, Position), (u64, usize)>,
     /// The last sequence (and position: there is one source) of each lane.
     pub(crate) last: [u64; 3],
+    /// Removals that no answered group has followed: the first so many may have happened.
+    pub(crate) later: Vec<Noted>,
     /// The group that was begun and not answered: all of it may be there, or nothing.
     pub(crate) unanswered: Option<Noted>,
     /// Groups that were answered.
@@ -92,6 +102,7 @@ impl Promise {
         for line in whole.lines() {
             match line {
                 "done" => {
+                    promise.settle(usize::MAX);
                     let noted = promise.unanswered.take().expect("done follows begin");
                     promise.apply(&noted);
                     promise.answered += 1;
@@ -102,10 +113,21 @@ impl Promise {
                     promise.apply(&noted);
                 }
                 "settled absent" => promise.unanswered = None,
-                line => promise.unanswered = Some(Noted::read(line)),
+                line => match line.strip_prefix("settled later ") {
+                    Some(count) => promise.settle(count.parse().unwrap()),
+                    None if line.starts_with("later") => promise.later.push(Noted::read(line)),
+                    None => promise.unanswered = Some(Noted::read(line)),
+                },
             }
         }
         promise
+    }
+
+    /// The first `count` of the later groups have happened, and the others never will.
+    fn settle(&mut self, count: usize) {
+        for noted in std::mem::take(&mut self.later).iter().take(count) {
+            self.apply(noted);
+        }
     }
 
     fn apply(&mut self, noted: &Noted) {
@@ -119,16 +141,19 @@ impl Promise {
         }
     }
 
-    /// Holds an opened outbox against the promise and settles the unanswered group: whether it is
-    /// there. `Err` is a broken promise.
-    pub(crate) fn check(&mut self, outbox: &Outbox<SledStore>) -> Result<Option<bool>, String> {
+    /// Holds an opened outbox against the promise and settles what is open: how many of the later groups happened, and
+    /// whether the unanswered one is there. `Err` is a broken promise.
+    pub(crate) fn check(&mut self, outbox: &Outbox<SledStore>) -> Result<Settled, String> {
         let mut stored = BTreeMap::new();
         for lane in Lane::ALL {
             for record in outbox.page(lane, None, ALL).map_err(|e| e.to_string())? {
                 stored.insert((lane, record.position), record);
             }
         }
-        let settled = self.unanswered.take().map(|noted| {
+        let happened = |noted: &&Noted| !stored.contains_key(&noted.removals[0]);
+        let (later, all) = (self.later.iter().take_while(happened).count(), self.later.len());
+        self.settle(later);
+        let unanswered = self.unanswered.take().map(|noted| {
             let applied = noted.appends.iter().any(|&(lane, number, _)| {
                 stored.values().any(|r| r.lane == lane && r.event.id() == format!("event-{number}"))
             });
@@ -140,6 +165,9 @@ impl Promise {
             }
             applied || removed
         });
+        if unanswered == Some(true) && later < all {
+            return Err("a group is there without the removals before it".to_owned());
+        }
         for (record, (number, bytes)) in &self.kept {
             let Some(found) = stored.remove(record) else {
                 return Err(format!("accepted event {number} at {record:?} is gone"));
@@ -153,7 +181,7 @@ impl Promise {
         if outbox.depth() != depth {
             return Err(format!("depth is {:?} and should be {depth:?}", outbox.depth()));
         }
-        Ok(settled)
+        Ok(Settled { later, unanswered })
     }
 
     /// Appends to each lane: the sequence goes on without a gap.
@@ -210,7 +238,9 @@ pub(crate) fn run(root: &Path, plan: Plan) -> Outbox<SledStore> {
         std::fs::File::options().create(true).append(true).open(root.join(NOTES)).unwrap();
     let mut outbox = open(root).unwrap();
     let mut note = |text: &str| file.write_all(text.as_bytes()).unwrap();
-    match promise.check(&outbox).unwrap() {
+    let settled = promise.check(&outbox).unwrap();
+    note(&format!("settled later {}\n", settled.later));
+    match settled.unanswered {
         Some(true) => note("settled applied\n"),
         Some(false) => note("settled absent\n"),
         None => {}
@@ -219,7 +249,7 @@ pub(crate) fn run(root: &Path, plan: Plan) -> Outbox<SledStore> {
     for commit in 0..plan.commits {
         let first = plan.seed * 1_000_000 + commit as u64 * 100;
         let noted = plan_commit(&mut rng, &promise, first, plan.large);
-        note(&noted.write());
+        note(&noted.write("begin"));
         let mut group = outbox.begin(NOW).unwrap();
         let events: Vec<_> =
             noted.appends.iter().map(|&(lane, n, bytes)| (lane, event(n, bytes))).collect();
@@ -228,6 +258,14 @@ pub(crate) fn run(root: &Path, plan: Plan) -> Outbox<SledStore> {
         group.commit().unwrap();
         note("done\n");
         promise.apply(&noted);
+        let later = plan_removal(&mut rng, &promise);
+        if !later.removals.is_empty() {
+            note(&later.write("later"));
+            let mut group = outbox.begin(NOW).unwrap();
+            group.remove(&later.removals).unwrap();
+            group.apply().unwrap();
+            promise.apply(&later);
+        }
         if plan.renew_every.is_some_and(|every| commit % every == every - 1) {
             let renewed = outbox_renew::renew(outbox, Clock::new(|| ClockState::Synced)).unwrap();
             assert_eq!(renewed.abandoned, None);
@@ -251,4 +289,11 @@ fn plan_commit(rng: &mut Rng, promise: &Promise, first: u64, large: bool) -> Not
     let want = if drain { 20 } else { rng.u64() % 3 };
     let removals = promise.kept.keys().take(want as usize).copied().collect();
     Noted { appends, removals }
+}
+
+/// Now and then a few removals that are not waited for.
+fn plan_removal(rng: &mut Rng, promise: &Promise) -> Noted {
+    let want = if rng.u64().is_multiple_of(3) { rng.u64() % 6 } else { 0 };
+    let removals = promise.kept.keys().take(want as usize).copied().collect();
+    Noted { appends: Vec::new(), removals }
 }

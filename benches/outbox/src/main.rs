@@ -23,9 +23,10 @@ use std::time::{Duration, Instant};
 
 use hark::clock::{Clock, ClockState, WallTime};
 use hark::driver::outbox_open;
+use hark::driver::sled_store::SledStore;
 use hark::driver::outbox_writer::{self, OutboxHandle, Settings};
 use hark::event::{Event, Lane, json};
-use hark::outbox::{Chronicle, Outbox};
+use hark::outbox::{Batch, Chronicle, Outbox, Store};
 use peers::Peer;
 use tokio::sync::watch;
 
@@ -143,6 +144,7 @@ fn latency(directory: &Path) {
     );
     let (alone, base) = alerts(&handle, &bare, 1 << 32);
     row("bare write and fdatasync", &base);
+    row("sled alone, in its thread", &floor(&directory.join("floor")));
     row("alert, idle agent", &alone);
     let going = Arc::new(AtomicBool::new(true));
     let load = {
@@ -158,6 +160,23 @@ fn latency(directory: &Path) {
     stop.send(true).expect("the writer runs");
     drop(handle);
     writer.join().expect("the writer").expect("it ends well");
+}
+
+/// A record of an alert's size through the store and nothing else, by the thread that waits: what no outbox on it is below.
+fn floor(path: &Path) -> Vec<Duration> {
+    let mut store = SledStore::open(path).expect("the store opens");
+    let text = payload(0).into_bytes();
+    (0..ALERTS as u64)
+        .map(|number| {
+            let mut batch = Batch::default();
+            batch.put(number.to_be_bytes().to_vec(), text.clone());
+            let began = Instant::now();
+            store.commit(&batch).expect("committed");
+            let took = began.elapsed();
+            std::thread::sleep(Duration::from_millis(10));
+            took
+        })
+        .collect()
 }
 
 /// Alerts and bare syncs in turn, one of each every 10 ms.
