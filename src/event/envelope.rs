@@ -274,6 +274,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_name_is_its_text_known_or_not() {
+        let texts = ["zone", "id", "lane", "comexample", "source", "a"];
+        let names: BTreeMap<Name, usize> = texts.into_iter().map(Name::from).zip(0..).collect();
+        let mut sorted = texts;
+        sorted.sort_unstable();
+        assert!(names.keys().map(Name::as_str).eq(sorted));
+        for (at, text) in texts.into_iter().enumerate() {
+            assert_eq!(names.get(text), Some(&at));
+            assert_eq!(serde_json::from_str::<Name>(&format!("{text:?}")).unwrap(), text.into());
+        }
+        assert!(Name::from("id").is_known() && !Name::from("zone").is_known());
+    }
+
+    #[test]
     fn a_value_is_read_as_the_type_that_it_has() {
         let read = |text: &str| serde_json::from_str::<Value>(text).map_err(|e| e.to_string());
         for value in [

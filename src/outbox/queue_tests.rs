@@ -1,7 +1,7 @@
 use super::*;
 use crate::clock::ClockState;
-use crate::outbox::Batch;
 use crate::outbox::memory::{Fault, FaultyStore, MemoryStore};
+use crate::outbox::{Batch, Pair, StoreError};
 
 const NOW: WallTime = WallTime { unix_ms: 1_795_000_000_000, state: ClockState::Synced };
 const ALL: PageLimit = PageLimit { records: 10_000, bytes: usize::MAX };
@@ -207,4 +207,66 @@ fn records_without_their_state_are_noticed_at_opening() {
     store.commit(&batch).unwrap();
     let error = Outbox::open(store).unwrap_err();
     assert!(matches!(error, OutboxError::StateDamaged { .. }), "{error}");
+}
+
+/// An index that leads past one key, which is met in passing all the same.
+struct Misled {
+    inner: MemoryStore,
+    hidden: Vec<u8>,
+}
+
+impl Store for Misled {
+    fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        self.inner.commit(batch)
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        if key == self.hidden { Ok(None) } else { self.inner.get(key) }
+    }
+
+    fn range(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError> {
+        self.inner.range(from, to, limit)
+    }
+}
+
+#[test]
+fn a_record_that_its_key_does_not_lead_to_is_damage_wherever_it_stands() {
+    for hidden in [None, Some(1), Some(4), Some(6)] {
+        let mut outbox = outbox();
+        for id in 1..=6 {
+            outbox.append(&[(Lane::Status, event("/s", id, 10))], NOW).unwrap();
+        }
+        // A gap, behind which records are met in passing.
+        outbox.remove(&[(Lane::Status, Position(3))], NOW).unwrap();
+        let key = hidden.map(|at| keys::part(Lane::Status, Position(at), 0));
+        let store = Misled { inner: outbox.into_store(), hidden: key.unwrap_or_default() };
+        let page = Outbox::open(store).unwrap().page(Lane::Status, None, ALL);
+        match hidden {
+            None => assert_eq!(page.map(|page| page.len()), Ok(5)),
+            Some(_) => assert!(matches!(page, Err(OutboxError::StateDamaged { .. })), "{page:?}"),
+        }
+    }
+}
+
+#[test]
+fn records_are_read_alike_by_their_keys_and_in_passing() {
+    let mut outbox = outbox();
+    let sizes = [10, 9_000, 700, 20_000, 10, 10, 5_000, 10];
+    for (id, size) in sizes.into_iter().enumerate() {
+        outbox.append(&[(Lane::Status, event("/s", id, size))], NOW).unwrap();
+    }
+    outbox.remove(&[(Lane::Status, Position(2)), (Lane::Status, Position(6))], NOW).unwrap();
+    let all = outbox.page(Lane::Status, None, ALL).unwrap();
+    let mut one_by_one = Vec::new();
+    let mut after = None;
+    while let [record] =
+        outbox.page(Lane::Status, after, PageLimit { records: 1, ..ALL }).unwrap().as_slice()
+    {
+        after = Some(record.position);
+        one_by_one.push(record.clone());
+    }
+    assert_eq!(all.len(), 6);
+    assert_eq!(one_by_one, all);
+    let short = PageLimit { records: 10, bytes: 1_500 };
+    assert_eq!(outbox.page(Lane::Status, None, short).unwrap(), all[..2], "as many bytes as asked");
 }
