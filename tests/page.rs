@@ -208,7 +208,7 @@ fn what_is_broken_is_told_and_mended_and_events_wait_for_the_network() {
     stream.wait_for("it is sent", |message| {
         message["state"]["connected"] == true && message["state"]["waiting"]["alert"] == 0
     });
-    for (fault, part) in [("mains", "mains"), ("disk", "disk")] {
+    for (fault, part) in [("mains", "mains"), ("disk", "disk"), ("sensor", "sensor.air")] {
         switch(fault, true);
         // That a disk is full is noticed by who writes to it.
         assert_eq!(simulator.act(&json!({"do": "press", "press": "short"})), 204);
