@@ -132,6 +132,34 @@ fn cry_is_detected_wherever_the_windows_fall() {
     }
 }
 
+/// How long after its end the cry of the demo is reported, others talking on at once, and how long after it by windows each half second
+/// alone. The talk before it is cut by `offset` samples.
+fn delays_amid_talk(offset: usize) -> (Duration, Duration) {
+    let sound = demo();
+    let cry = detect_whole(&Settings::default(), &sound)[0].at;
+    let end = (cry.as_secs_f64() * 16_000.0) as usize + 1_600;
+    let mut amid = sound[offset..end].to_vec();
+    amid.extend(&sound[32_000..64_000]);
+    let mut detector = detector(&Settings::default());
+    for (number, piece) in amid.chunks(1_600).enumerate() {
+        if let Some(detection) = detector.push(piece).unwrap().first() {
+            let now = Duration::from_millis(100 * (number as u64 + 1));
+            let earliest = (detection.at + Duration::from_millis(400)).as_millis() as u64;
+            let by_hops = Duration::from_millis(earliest.next_multiple_of(500));
+            return (now - detection.at, by_hops - detection.at);
+        }
+    }
+    panic!("offset {offset}: nothing was detected");
+}
+
+#[test]
+fn cry_in_the_midst_of_talk_is_reported_soon_wherever_the_windows_fall() {
+    let soon = Duration::from_millis(600);
+    let delays: Vec<_> = (0..8_000).step_by(1_600).map(delays_amid_talk).collect();
+    assert!(delays.iter().all(|(delay, _)| *delay <= soon), "{delays:?}");
+    assert!(delays.iter().any(|(_, by_hops)| *by_hops > soon), "nothing was gained: {delays:?}");
+}
+
 #[test]
 fn cry_thirty_decibels_lower_is_still_detected() {
     let quiet: Vec<f32> = demo().iter().map(|sample| sample * 0.031_6).collect();

@@ -123,6 +123,8 @@ pub struct Detector {
     active: Vec<bool>,
     /// Samples taken since the start of the stream.
     position: u64,
+    /// Where a phrase that is heard now, too close to the end of the window, will be far enough from it.
+    again_at: Option<u64>,
     windows_run: u64,
     /// Wanted by [`Detector::keep_scores`].
     scores: Option<Vec<ScorePoint>>,
@@ -165,6 +167,7 @@ impl Detector {
             sound: Vec::with_capacity(WINDOW_SAMPLES + Meter::BLOCK),
             active: Vec::with_capacity(WINDOW_BLOCKS + 1),
             position: 0,
+            again_at: None,
             windows_run: 0,
             scores: None,
             scored_until: Duration::ZERO,
@@ -206,6 +209,8 @@ impl Detector {
                 self.look(MARGIN_FRAMES, &mut detections)?;
             } else if self.fell_silent() {
                 self.look(QUIET_MARGIN_FRAMES, &mut detections)?;
+            } else if self.again_at == Some(self.position) {
+                self.look(MARGIN_FRAMES, &mut detections)?;
             }
             self.settle(false, &mut detections);
         }
@@ -264,17 +269,26 @@ impl Detector {
             return Ok(());
         }
         self.windows_run += 1;
+        self.again_at = None;
         let window = leveled(&self.sound);
         let log_probs = self.model.log_probs(window.clone())?;
         let frames = Frames::new(&log_probs, self.model.inventory().len());
         self.score_points(frames, margin);
-        let sure = |c: &Candidate| self.decision.is_sure(self.phrases[c.phrase].score(c.fit));
+        let sure = |c: &Candidate| self.is_sure(c);
         for candidate in best_of_overlapping(self.candidates(frames), &self.phrases, sure) {
-            if candidate.fit.end + margin < WINDOW_FRAMES {
+            let too_late = (candidate.fit.end + margin + 1).saturating_sub(WINDOW_FRAMES);
+            if too_late == 0 {
                 self.weigh(candidate, &window, detections);
+            } else if self.is_sure(&candidate) && self.again_at.is_none() {
+                let blocks = (too_late * FRAME_SAMPLES).div_ceil(Meter::BLOCK);
+                self.again_at = Some(self.position + (blocks * Meter::BLOCK) as u64);
             }
         }
         Ok(())
+    }
+
+    fn is_sure(&self, candidate: &Candidate) -> bool {
+        self.decision.is_sure(self.phrases[candidate.phrase].score(candidate.fit))
     }
 
     /// Reports what the second stage has decided; `ended`: the stream is over.

@@ -36,9 +36,9 @@
 //! phrase is reported from the first window in which it ends at least 0.4 s before the window's end:
 //! the model needs to hear on to be sure, and "help" needs to wait whether it becomes "help me".
 //! One more window is looked at when somebody falls silent, 0.2 s after their last sound, where
-//! there is nothing more to wait for: a cry on its own is reported then. In the midst of talk or
-//! noise a detection comes 0.4 to 0.9 s after the end of the phrase. Each phrase is looked at in
-//! three or four windows, in different surroundings: a chance that is worth having, since the model
+//! there is nothing more to wait for: a cry on its own is reported then. In the midst of talk or noise a
+//! phrase that is sure but too close to the end of its window is looked at once more as soon as it is far enough
+//! from it, and not only in the next window. Each phrase is looked at in three to five windows, in different surroundings: a chance that is worth having, since the model
 //! hears the same word differently from one position to another.
 //!
 //! Windows stand at multiples of the hop, counted from the start of the stream, and where blocks of
@@ -74,7 +74,7 @@ use crate::audio::SAMPLE_RATE_HZ;
 /// A window of 2.2 s: "somebody help me please" fits, and a cry drawn out to 1.3 s is seen whole with its margin wherever the
 /// windows fall. One of 3 s finds no more and costs a third more (`docs/voice.md`).
 const WINDOW_SAMPLES: usize = 11 * SAMPLE_RATE_HZ as usize / 5;
-/// 0.5 s: a cry in the middle of talk is reported within 0.9 s, and looked at in three or four windows.
+/// 0.5 s: each phrase is looked at in three or four windows.
 const HOP_SAMPLES: usize = SAMPLE_RATE_HZ as usize / 2;
 /// 0.4 s at the end of a window in which no phrase may end.
 const MARGIN_FRAMES: usize = 20;
