@@ -10,11 +10,10 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 GUEST = ROOT / "target" / "guest"
 TARGET = "aarch64-unknown-linux-gnu"
-# In the order in which they depend on each other; Debian's kernel has what is missing built in.
-MODULES = """drivers/virtio/virtio_pci_legacy_dev drivers/virtio/virtio_pci_modern_dev drivers/virtio/virtio_pci
-  drivers/virtio/virtio_mmio drivers/block/virtio_blk lib/crc16 fs/mbcache fs/jbd2/jbd2 crypto/crc32c_generic
-  lib/libcrc32c fs/ext4/ext4 net/core/failover drivers/net/net_failover drivers/net/virtio_net""".split()
-TOOLS = """sh touch mount cat insmod poweroff echo sed tr cut head tail wc usleep ifconfig sync sleep kill""".split()
+# A disk with ext4 and a network; what the kernel has built in has no file.
+MODULES = ["virtio_pci", "virtio_mmio", "virtio_blk", "crc32c_generic", "ext4", "virtio_net"]
+TOOLS = """sh touch mount cat insmod poweroff echo sed tr cut head tail wc usleep ifconfig sync sleep kill ls mkdir rmdir ln stty
+  mkfifo printf basename dirname dd i2cset grep seq""".split()
 # How long a boot, or bringing everything to the broker, may take before it counts as never.
 PATIENCE_S = float(os.environ.get("HARK_PATIENCE_S", "300"))
 
@@ -27,45 +26,70 @@ def output(*command):
     return run(*command, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
-def prepare(init):
-    """Everything to boot: kernel and initramfs, made anew from the binary that is built now; `init` is its first
-    process, by the name it has beside this file."""
-    run("scripts/setup", "qemu-system-arm", "nbdkit", "e2fsprogs", "cpio", "gcc-aarch64-linux-gnu",
+def unpack():
+    """The kernel's directory, with what the machines' other parts are taken from; and its release."""
+    run("scripts/setup", "qemu-system-arm", "nbdkit", "e2fsprogs", "cpio", "kmod", "gcc-aarch64-linux-gnu",
         "libc6-dev-arm64-cross", "libc6-arm64-cross", "libgcc-s1-arm64-cross")
-    run("scripts/unpack-debian", GUEST / "kernel", "arm64", "linux-image-arm64%", "busybox-static")
+    kernel = GUEST / "kernel"
+    run("scripts/unpack-debian", kernel, "arm64", "linux-image-arm64%", "busybox-static")
+    run("scripts/unpack-debian", GUEST / "alsa", "arm64", "libasound2")
+    release = next((kernel / "lib/modules").iterdir()).name
+    if not (kernel / "lib/modules" / release / "modules.dep").exists():
+        run("depmod", "-b", kernel, release)
+    return kernel, release
+
+
+def module_files(kernel, release, name):
+    """What is loaded for a module, in this order: nothing where it is built in; None where there is no such module."""
+    found = subprocess.run(["modprobe", "-n", "-S", release, "-d", kernel, "--show-depends", name], capture_output=True, text=True)
+    if found.returncode:
+        return None
+    return [line.split()[1] for line in found.stdout.splitlines() if line.startswith("insmod")]
+
+
+def prepare(init, modules=MODULES, parameters={}, fill=lambda tree: None):
+    """Everything to boot: kernel and initramfs, made anew from the binary that is built now; `init` is its first
+    process, by the name it has beside this file; `fill` puts more into its tree."""
+    kernel, release = unpack()
     binary = os.environ.get("HARK") or output("scripts/cross-build", TARGET).splitlines()[-1]
     tree = pathlib.Path(tempfile.mkdtemp(dir=GUEST))
     for folder in ["bin", "data", "dev", "lib/modules", "proc", "sys", "tmp"]:
         (tree / folder).mkdir(parents=True)
-    shutil.copy(GUEST / "kernel/bin/busybox", tree / "bin")
+    shutil.copy(kernel / "bin/busybox", tree / "bin")
     for tool in TOOLS:
         (tree / "bin" / tool).symlink_to("busybox")
     shutil.copy(binary, tree / "bin/hark")
-    libraries = [pathlib.Path("/usr/aarch64-linux-gnu/lib") / name for name in
-                 ["ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libgcc_s.so.1"]]
-    libraries.append(ROOT / "target/cross/sysroot-arm64/usr/lib/aarch64-linux-gnu/libasound.so.2")
-    for library in libraries:
-        shutil.copy(library, tree / "lib")
-    run("aarch64-linux-gnu-gcc", "-O1", "-shared", "-fPIC", "-o", tree / "lib/downgrade.so",
-        "tests/power/recorder.c")
-    kernel = next((GUEST / "kernel/lib/modules").glob("*/kernel"))
-    order = [module for module in MODULES if (kernel / f"{module}.ko").exists()]
-    for module in order:
-        shutil.copy(kernel / f"{module}.ko", tree / "lib/modules")
-    (tree / "lib/modules/order").write_text("".join(f"{pathlib.Path(m).name}\n" for m in order))
+    for name in ["ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libgcc_s.so.1"]:
+        shutil.copy(pathlib.Path("/usr/aarch64-linux-gnu/lib") / name, tree / "lib")
+    shutil.copy(GUEST / "alsa/usr/lib/aarch64-linux-gnu/libasound.so.2", tree / "lib")
+    fill(tree)
+    order = list(dict.fromkeys(file for name in modules for file in module_files(kernel, release, name) or []))
+    for file in order:
+        shutil.copy(file, tree / "lib/modules")
+    names = [pathlib.Path(file).stem for file in order]
+    (tree / "lib/modules/order").write_text("".join(f"{name} {parameters.get(name, '')}\n" for name in names))
     shutil.copy(ROOT / "scripts/guest" / init, tree / "init")
     initramfs = GUEST / f"{init}-{os.getpid()}.cpio"
     run("sh", "-c", 'cd "$1" && find . | cpio -o -H newc --quiet > "$2"', "-", tree, initramfs)
     shutil.rmtree(tree)
-    return next((GUEST / "kernel/boot").glob("vmlinuz-*")), initramfs
+    return next((kernel / "boot").glob("vmlinuz-*")), initramfs
+
+
+def emulator(boot, arguments, shift=None):
+    """qemu's command line. With `shift` the clock counts instructions, of 2^shift nanoseconds each, and what it measures does
+    not depend on who else uses this machine."""
+    kernel, initramfs = boot
+    return (["qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a53", "-m", "384", "-nographic", "-no-reboot", "-nodefaults",
+             "-serial", "stdio", "-kernel", kernel, "-initrd", initramfs, "-append", f"console=ttyAMA0 quiet panic=-1 {arguments}",
+             "-netdev", "user,id=n", "-device", "virtio-net-pci,netdev=n,romfile="]
+            + ([] if shift is None else ["-icount", f"shift={shift}", "-rtc", "clock=vm"]))
 
 
 class Machine:
     """One boot: the console's lines arrive in `lines`; `cut` is the power cut. With `counted` its clock counts
-    instructions, a thousand million a second, and what it measures does not depend on who else uses this machine."""
+    instructions, a thousand million a second."""
 
     def __init__(self, boot, disk, arguments, counted=False):
-        kernel, initramfs = boot
         self.server = None
         drive = f"file={disk},format=raw"
         if disk.suffix == ".nbd":
@@ -82,12 +106,8 @@ class Machine:
             drive = f"file=nbd+unix:///?socket={path},format=raw"
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            ["qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a53", "-m", "384", "-nographic",
-             "-no-reboot", "-nodefaults", "-serial", "stdio", "-kernel", kernel, "-initrd", initramfs,
-             "-append", "console=ttyAMA0 quiet panic=-1 " + arguments,
-             "-drive", drive + ",if=none,id=d,cache=writeback", "-device", "virtio-blk-pci,drive=d",
-             "-netdev", "user,id=n", "-device", "virtio-net-pci,netdev=n,romfile="]
-            + (["-icount", "shift=0", "-rtc", "clock=vm"] if counted else []),
+            emulator(boot, arguments, 0 if counted else None)
+            + ["-drive", drive + ",if=none,id=d,cache=writeback", "-device", "virtio-blk-pci,drive=d"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             errors="replace")
         self.lines = []
