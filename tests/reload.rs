@@ -81,8 +81,16 @@ fn the_uplink_goes_to_another_broker_a_sensor_comes_and_a_lane_waits_for_receipt
         "[lanes.telemetry]\nconfirm = \"receipt\"\n[[sensor]]\nname = \"room\"\ndriver = \"file\"\npath = {value:?}\n\
          quantity = \"temperature\"\nunit = \"Cel\"\nscale = 0.001\ninterval = \"1h\"\nmax_silence = \"1h\"\n"
     ));
+    let waiting = || {
+        let mut hark = support::agent::hark();
+        let output = hark.args(["status", "--json", "--socket"]).arg(device.socket()).output();
+        let status: Value = serde_json::from_slice(&output.expect("status").stdout).expect("JSON");
+        status["outbox"]["waiting"]["telemetry"].as_u64().expect("a number")
+    };
     // The control: a changed file alone changes nothing.
     device.post(&event("before", "t")).expect("accepted");
+    // Otherwise it would rightly go to the second as well.
+    wait_until("the first broker has it", || waiting() == 0);
     let line = reload(&agent, IN_FORCE);
     println!("{line}");
     assert!(line.contains("sensors (") && line.contains("uplink ("), "{line}");
@@ -95,12 +103,6 @@ fn the_uplink_goes_to_another_broker_a_sensor_comes_and_a_lane_waits_for_receipt
     // Published, and kept until its receipt.
     device.post(&event("kept", "t")).expect("accepted");
     consumer.wait_for("kept", |all| all.iter().any(|m| is_named(m, "kept")));
-    let waiting = || {
-        let mut hark = support::agent::hark();
-        let output = hark.args(["status", "--json", "--socket"]).arg(device.socket()).output();
-        let status: Value = serde_json::from_slice(&output.expect("status").stdout).expect("JSON");
-        status["outbox"]["waiting"]["telemetry"].as_u64().expect("a number")
-    };
     assert_eq!(waiting(), 2, "the reading and the event");
     let receipt = r#"{"specversion":"1.0","id":"r","source":"/c","type":"io.hark.receipt.events.received","data":{"lane":"telemetry","ids":["kept"]}}"#;
     publish(&second, "hark/test/receipts", receipt);
