@@ -2,6 +2,7 @@
 speaker) and the dialogue of the adventure game in Debian's beneath-a-steel-sky (its licence lets everybody
 modify and pass it on; some twenty actors). Nothing of them is in the weights but what was learned from them."""
 
+import pathlib
 import struct
 
 import numpy
@@ -12,6 +13,10 @@ RATE = 16_000
 # The lines of the game up to this number were transcribed by machine; in these the word "help" was found.
 LAST_LINE = 51_895
 WITH_HELP = {50_525, 50_763, 51_000, 51_404, 51_429, 51_841, 51_842}
+
+
+# Prompts that the development set holds: it is to stay apart.
+DEVELOPMENT = set((pathlib.Path(__file__).parent / "development-prompts.txt").read_text().split())
 
 
 class Bits:
@@ -107,6 +112,8 @@ def main(root, out):
     game(root / "usr/share/scummvm/beneath-a-steel-sky", out)
     prompts = root / "usr/share/asterisk/sounds/en_US_f_Allison"
     for path in sorted(prompts.rglob("*.wav")):
+        if path.stem in DEVELOPMENT:
+            continue
         target = out / ("ast-" + "-".join(path.relative_to(prompts).with_suffix(".flac").parts))
         if "help" in path.stem or target.exists():
             continue
