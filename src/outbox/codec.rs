@@ -15,11 +15,9 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::str::FromStr;
 
-use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_bytes::Bytes;
 
 use super::queue::{Position, Record};
@@ -65,39 +63,11 @@ struct RecordIn<'a> {
     position: u64,
     sequence: u64,
     accepted_ms: u64,
-    attributes: Attributes,
+    attributes: BTreeMap<Name, Value>,
     kind: u8,
     #[serde(borrow)]
     data: &'a Bytes,
 }
-
-/// They were written by name, so that the map is made of them in one go.
-struct Attributes(BTreeMap<Name, Value>);
-
-impl<'de> Deserialize<'de> for Attributes {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Pairs;
-        impl<'de> Visitor<'de> for Pairs {
-            type Value = Attributes;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("attributes by name")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Attributes, A::Error> {
-                let mut pairs = Vec::with_capacity(TYPICAL_ATTRIBUTES);
-                while let Some(pair) = map.next_entry()? {
-                    pairs.push(pair);
-                }
-                Ok(Attributes(pairs.into_iter().collect()))
-            }
-        }
-        deserializer.deserialize_map(Pairs)
-    }
-}
-
-/// As many as most events have at most.
-const TYPICAL_ATTRIBUTES: usize = 11;
 
 /// Among the attributes, and none of them: no attribute's name has a dot. What the outbox notes of an event whose
 /// clock could not be believed ([`Noted`]).
@@ -158,7 +128,7 @@ pub fn encode_record(fields: RecordFields<'_>) -> Result<Vec<u8>, CodecError> {
 /// See [`CodecError`]; the record is lost unless the frame can be read again.
 pub fn decode_record(frame: &[u8]) -> Result<Record, CodecError> {
     let record: RecordIn<'_> = decode(frame)?;
-    let mut attributes = record.attributes.0;
+    let mut attributes = record.attributes;
     let noted = attributes.remove(NOTED);
     let noted = noted.and_then(|noted| Noted::from_text(noted.as_str()?));
     let content = |problem: String| CodecError::Content(problem);

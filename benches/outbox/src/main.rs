@@ -162,7 +162,8 @@ fn latency(directory: &Path) {
     writer.join().expect("the writer").expect("it ends well");
 }
 
-/// A record of an alert's size through the store and nothing else, by the thread that waits: what no outbox on it is below.
+/// A record of an alert's size through the store and nothing else, by the thread that waits: what no outbox on it
+/// is below. One every 10 ms, as the alerts it stands beside.
 fn floor(path: &Path) -> Vec<Duration> {
     let mut store = SledStore::open(path).expect("the store opens");
     let text = payload(0).into_bytes();
