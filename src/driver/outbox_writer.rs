@@ -375,7 +375,8 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
             }
             if self.pending.alerts.is_empty() {
                 self.look_at_the_clock()?;
-                if self.is_idle_and_too_large() && open {
+                if open && self.is_too_large() {
+                    self.commit_all()?;
                     return Ok(End::Renew);
                 }
             }
@@ -422,15 +423,14 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         self.pending.events >= MAX_COMMIT_EVENTS || self.pending.removals.len() >= MAX_REMOVALS
     }
 
-    /// Looked at now and then, while nobody waits for a commit.
-    fn is_idle_and_too_large(&mut self) -> bool {
-        let now = self.clock.now();
-        if self.pending.renew_at.is_none_or(|at| at > now) {
+    /// Looked at now and then. Not only while nothing is due: under a steady trickle of events and removals
+    /// something nearly always is.
+    fn is_too_large(&mut self) -> bool {
+        if self.pending.renew_at.is_none_or(|at| at > self.clock.now()) {
             return false;
         }
-        let busy = self.pending.due.is_some();
-        self.pending.renew_at = busy.then(|| now + RENEW_LOOK);
-        !busy && self.disk.wants_renewal(&self.outbox)
+        self.pending.renew_at = None;
+        self.disk.wants_renewal(&self.outbox)
     }
 
     /// Until the clock of this boot is right, it is looked at now and then while records wait: they can be

@@ -22,6 +22,8 @@ struct Disks {
     commit_fails: u32,
     read_fails: bool,
     short: bool,
+    /// Asks for a fresh file once.
+    large: bool,
 }
 
 /// A store that outlives the outbox on it, and fails once when it is told to.
@@ -75,6 +77,10 @@ impl Disk<Shared> for Shared {
 
     fn is_short(&mut self) -> bool {
         self.disk().short
+    }
+
+    fn wants_renewal(&mut self, _: &Outbox<Shared>) -> bool {
+        std::mem::take(&mut self.disk().large)
     }
 }
 
@@ -171,6 +177,19 @@ fn a_request_that_waits_for_room_outlives_the_commit_that_was_to_make_it() {
         assert_eq!(full.map(|accepted| accepted.len()), Ok(MAX_COMMIT_EVENTS));
         assert_eq!(census.map(|census| census.levels.opened), Ok(2));
     });
+    running.end();
+}
+
+#[test]
+fn a_fresh_file_does_not_wait_until_nothing_is_due() {
+    let running = start(PATIENT);
+    running.store.disk().large = true;
+    // Telemetry would wait for ever for company, and with it the fresh file.
+    let accepted = block_on(running.handle.append(events(Lane::Telemetry, 0..1)));
+    assert_eq!(accepted.map(|accepted| accepted.len()), Ok(1));
+    // Committed first, answered, then renewed: asked only after that.
+    let census = block_on(running.handle.census());
+    assert_eq!(census.map(|census| census.levels.opened), Ok(2));
     running.end();
 }
 
