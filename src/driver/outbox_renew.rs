@@ -6,7 +6,7 @@
 //! ```text
 //! copy all keys ─► sled.new, synced │ sled ─► sled.old, sync │ sled.new ─► sled, sync │ open │ remove sled.old
 //! ```
-//! - All keys are copied as they are: records, dead letters, counters, state, whatever else stands there. The
+//! - All keys are copied as they are, but for those of records that are gone: records, dead letters, counters, state, whatever else stands there. The
 //!   state is the one that the marks know.
 //! - Nothing is committed in between, and each of the three bars is a sync of the directory. Whenever the
 //!   power goes, a whole store is there under a name that the next opening takes: `sled`, or, where that is
@@ -92,10 +92,15 @@ fn copy(store: &SledStore, locked: &Locked, late: impl Fn() -> bool) -> Result<(
     let (mut batch, mut bytes) = (Batch::default(), 0);
     loop {
         let pairs = store.range(&from, &[u8::MAX], READ_PAIRS).map_err(failed)?;
-        let Some((last, _)) = pairs.last() else { break };
-        from.clone_from(last);
-        from.push(0);
+        if pairs.is_empty() {
+            break;
+        }
         for (key, value) in pairs {
+            if let Some(behind) = store.behind_discarded(&key) {
+                from = behind;
+                break;
+            }
+            from = [&key[..], &[0]].concat();
             bytes += key.len() + value.len();
             batch.put(key, value);
         }

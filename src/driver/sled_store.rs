@@ -42,8 +42,9 @@ use std::time::Duration;
 
 use super::marks::Marks;
 use super::sys;
-use crate::outbox::{Batch, Pair, Store, StoreError};
-use places::Places;
+use crate::event::Lane;
+use crate::outbox::{Batch, Pair, Position, Store, StoreError};
+use places::{Places, Surplus};
 
 /// Bytes of a segment of sled's log. Fixed for the life of a store.
 pub(super) const SEGMENT_BYTES: usize = 512 * 1024;
@@ -168,6 +169,8 @@ pub struct SledStore {
     /// What its files may take, if anybody said, and what was written since they were looked at.
     max_size: Option<u64>,
     unlooked: usize,
+    /// Whether they are near it.
+    short: bool,
     locked: Locked,
 }
 
@@ -203,7 +206,8 @@ impl SledStore {
         let (path, full) = (directory.clone(), Cell::new(None));
         let (max_size, unlooked) = (None, 0);
         let (places, locked) = (Places::default(), locked.clone());
-        let mut store = Self { db, path, marks, places, full, max_size, unlooked, locked };
+        let mut store =
+            Self { db, path, marks, places, full, max_size, unlooked, short: false, locked };
         let places = store.guarded("read outbox in", Places::find);
         store.places = places.map_err(|StoreError(cause)| OpenError::Engine { cause })?;
         sync_file(&directory.join("conf"))?;
@@ -229,6 +233,11 @@ impl SledStore {
         self.db.size_on_disk().map_err(|e| self.error("measure", &e.to_string()))
     }
 
+    /// From where to read on, in the place of a key whose record was discarded and that is still there.
+    pub(super) fn behind_discarded(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.places.behind_discarded(key)
+    }
+
     /// Holds commits back when the files come near this size.
     ///
     /// sled reuses a segment once its last page was written elsewhere and no thread can still look at
@@ -251,7 +260,8 @@ impl SledStore {
         let calm = max_size / 4 * 3;
         let over = self.size_on_disk().unwrap_or(0).saturating_sub(calm);
         let share = over as f64 / (max_size - calm).max(1) as f64;
-        if share > 0.0 {
+        self.short = over > 0;
+        if over > 0 {
             std::thread::sleep(HOLD_BACK.mul_f64(share.min(1.0)));
         }
     }
@@ -275,6 +285,13 @@ impl SledStore {
         if real_syncs() == before {
             return Err(OpenError::NotDurable { path: self.path.display().to_string() });
         }
+        Ok(())
+    }
+
+    fn write(&mut self, batch: &Batch, surplus: Surplus) -> Result<(), StoreError> {
+        let mut places = std::mem::take(&mut self.places);
+        self.guarded("write outbox in", |db| db.apply_batch(places.stage(db, batch, surplus)?))?;
+        self.places = places;
         Ok(())
     }
 
@@ -303,11 +320,8 @@ impl SledStore {
 
 impl Store for SledStore {
     fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
-        let changes = self.places.stage(batch);
-        self.guarded("write outbox in", |db| {
-            db.apply_batch(changes)?;
-            db.flush().map(drop)
-        })?;
+        self.write(batch, if self.short { Surplus::SHORT } else { Surplus::COMMIT })?;
+        self.guarded("write outbox in", |db| db.flush().map(drop))?;
         if let Some(marks) = &mut self.marks {
             marks.follow(batch);
         }
@@ -317,10 +331,13 @@ impl Store for SledStore {
 
     /// The marks stay behind: what they say must be on the disk.
     fn apply(&mut self, batch: &Batch) -> Result<(), StoreError> {
-        let changes = self.places.stage(batch);
-        self.guarded("write outbox in", |db| db.apply_batch(changes))?;
+        self.write(batch, Surplus::APPLIED)?;
         self.hold_back(batch);
         Ok(())
+    }
+
+    fn discard(&mut self, lane: Lane, first: Position) {
+        self.places.discard(lane, first);
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {

@@ -138,7 +138,7 @@ impl<S: Store> Group<'_, S> {
         position: Position,
         reason: &str,
     ) -> Result<bool, OutboxError> {
-        if self.removed.contains(&(lane, position)) {
+        if self.outbox.is_gone(lane, position) || self.removed.contains_key(&(lane, position)) {
             return Ok(true);
         }
         let found = self.outbox.join(|part| keys::part(lane, position, part))?;

@@ -32,7 +32,8 @@ pub struct Group<'a, S> {
     counters: BTreeMap<String, [u64; 3]>,
     pub(super) batch: Batch,
     accepted: Vec<Accepted>,
-    pub(super) removed: BTreeSet<(Lane, Position)>,
+    /// Records that leave their lane, and how many keys are still to be deleted for each.
+    pub(super) removed: BTreeMap<(Lane, Position), u8>,
     bytes: usize,
     /// What was found damaged, to be told with this commit.
     lost: Salvaged,
@@ -63,7 +64,7 @@ impl<'a, S: Store> Group<'a, S> {
             counters: BTreeMap::new(),
             batch: Batch::default(),
             accepted: Vec::new(),
-            removed: BTreeSet::new(),
+            removed: BTreeMap::new(),
             bytes: 0,
             evicted: Losses::default(),
             expired: Losses::default(),
@@ -138,6 +139,9 @@ impl<'a, S: Store> Group<'a, S> {
     pub fn remove(&mut self, records: &[(Lane, Position)]) -> Result<(), OutboxError> {
         let mut found = Vec::new();
         for &(lane, position) in records {
+            if self.outbox.is_gone(lane, position) || self.removed.contains_key(&(lane, position)) {
+                continue;
+            }
             let key = keys::part(lane, position, 0);
             let first = self.outbox.store.peek(&key, keys::HEADER_BYTES);
             let Some(first) = first.map_err(OutboxError::Read)? else { continue };
@@ -149,12 +153,8 @@ impl<'a, S: Store> Group<'a, S> {
             found.push((lane, position, header));
         }
         for (lane, position, (parts, length)) in found {
-            if !self.removed.insert((lane, position)) {
-                continue;
-            }
-            self.forget(lane, length as u64);
-            for part in 0..parts {
-                self.batch.delete(keys::part(lane, position, part));
+            if self.removed.insert((lane, position), parts).is_none() {
+                self.forget(lane, length as u64);
             }
         }
         Ok(())
@@ -178,7 +178,8 @@ impl<'a, S: Store> Group<'a, S> {
         let parts = store.range(&from, &to, usize::from(u8::MAX) + 1).map_err(OutboxError::Read)?;
         let (first, last) = keys::all_set_aside();
         let kept = store.range(&first, &last, MAX_SET_ASIDE).map_err(OutboxError::Read)?.len();
-        if parts.is_empty() || !self.removed.insert((lane, damage.position)) {
+        let gone = self.outbox.is_gone(lane, damage.position) || parts.is_empty();
+        if gone || self.removed.insert((lane, damage.position), 0).is_some() {
             return Ok(());
         }
         let mut bytes = 0;
@@ -198,7 +199,7 @@ impl<'a, S: Store> Group<'a, S> {
 
     /// Whether there is nothing to commit.
     pub fn is_empty(&self) -> bool {
-        self.batch.is_empty()
+        self.batch.is_empty() && self.removed.is_empty()
     }
 
     /// What [`Self::commit`] would accept.
@@ -225,10 +226,11 @@ impl<'a, S: Store> Group<'a, S> {
 
     fn finish(mut self, wait: Wait) -> Result<Vec<Accepted>, OutboxError> {
         let settled = !self.outbox.unsettled || wait == Wait::No;
-        if self.batch.is_empty() && settled && (self.lost.cause.is_empty() || !self.tells()) {
+        if self.is_empty() && settled && (self.lost.cause.is_empty() || !self.tells()) {
             return Ok(Vec::new());
         }
         self.find_heads()?;
+        self.delete_removed();
         let dead_change = !self.dead.is_empty() || !self.buried.is_empty();
         self.tell_of_room()?;
         let untold = self.tell()?;
@@ -254,7 +256,8 @@ impl<'a, S: Store> Group<'a, S> {
             self.outbox.failed = Some(cause.clone());
             return Err(OutboxError::Failed { cause });
         }
-        self.outbox.state = self.state;
+        let heads = std::mem::replace(&mut self.outbox.state, self.state).heads;
+        self.outbox.discard_before_heads(heads);
         self.outbox.salvaged = untold;
         self.outbox.counters.append(&mut self.counters);
         if dead_change {
@@ -270,7 +273,7 @@ impl<'a, S: Store> Group<'a, S> {
     /// Where the lanes begin after this commit. A lane that turns out to be empty although it
     /// counts records has lost them.
     fn find_heads(&mut self) -> Result<(), OutboxError> {
-        let touched: BTreeSet<Lane> = self.removed.iter().map(|(lane, _)| *lane).collect();
+        let touched: BTreeSet<Lane> = self.removed.keys().map(|(lane, _)| *lane).collect();
         for lane in touched {
             let at = lane.index();
             self.state.heads[at] = self.first_left(lane)?.0;
@@ -283,20 +286,39 @@ impl<'a, S: Store> Group<'a, S> {
                 self.lost.cause =
                     format!("lane {lane} held {missing} records less than it counted");
             }
+            self.state.check(lane)?;
         }
         Ok(())
+    }
+
+    /// Before its head a lane holds nothing, whatever the store still has there: of what goes in the order in which it
+    /// came, only the head is written.
+    fn delete_removed(&mut self) {
+        for (&(lane, position), &parts) in &self.removed {
+            if position.0 < self.state.heads[lane.index()] {
+                continue;
+            }
+            for part in 0..parts {
+                self.batch.delete(keys::part(lane, position, part));
+            }
+        }
     }
 
     fn first_left(&self, lane: Lane) -> Result<Position, OutboxError> {
         let mut from = Position(self.outbox.state.heads[lane.index()]);
         // Mostly the oldest go, one behind the other: their places need not be looked at.
-        while self.removed.contains(&(lane, from)) {
+        while self.removed.contains_key(&(lane, from)) {
             from = Position(from.0.saturating_add(1));
+        }
+        // The next one mostly stands behind them.
+        let next = self.outbox.store.peek(&keys::part(lane, from, 0), 0);
+        if next.map_err(OutboxError::Read)?.is_some() {
+            return Ok(from);
         }
         loop {
             let pairs = self.outbox.first_pairs(lane, from, HEAD_PAIRS)?;
             let positions = || pairs.iter().filter_map(|(key, _)| keys::parse_part(key));
-            let left = positions().find(|(at, _)| !self.removed.contains(&(lane, *at)));
+            let left = positions().find(|(at, _)| !self.removed.contains_key(&(lane, *at)));
             match (left, positions().next_back()) {
                 (Some((position, _)), _) => return Ok(position),
                 (None, Some((last, _))) if pairs.len() == HEAD_PAIRS => {

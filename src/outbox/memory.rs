@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::keys;
+use super::queue::Position;
 use super::store::{Batch, Pair, Store, StoreError};
+use crate::event::Lane;
 
 /// What [`Store`] means, in its plainest form. Survives nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,6 +42,11 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    fn discard(&mut self, lane: Lane, first: Position) {
+        let range = keys::part(lane, Position(0), 0)..keys::part(lane, first, 0);
+        self.pairs.extract_if(range, |_, _| true).for_each(drop);
+    }
+
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         Ok(self.pairs.get(key).cloned())
     }
@@ -61,7 +69,7 @@ pub enum Fault {
     KeptUnanswered,
 }
 
-/// A store whose commit fails once, after a countdown; reads go on.
+/// A store whose commit fails once, after a countdown; reads go on. It shows what was [discarded](Store::discard) for ever.
 #[derive(Debug, Clone)]
 pub struct FaultyStore<S> {
     inner: S,

@@ -114,7 +114,7 @@ pub(super) struct State {
     pub(super) records: [u64; 3],
     /// Bytes of frames: what a quota counts.
     pub(super) bytes: [u64; 3],
-    /// No record stands before these: what is found there in a damaged store was removed.
+    /// No record stands before these: what the store still has there was removed.
     #[serde(default)]
     pub(super) heads: [u64; 3],
     /// Grows by one with each commit: of two states the later one is known.
@@ -125,6 +125,21 @@ pub(super) struct State {
 impl Default for State {
     fn default() -> Self {
         Self { next_position: [1; 3], records: [0; 3], bytes: [0; 3], heads: [1; 3], commits: 0 }
+    }
+}
+
+impl State {
+    /// A head that is too far on would hide what waits: there are at least as many positions from it as records.
+    pub(super) fn check(&self, lane: Lane) -> Result<(), OutboxError> {
+        let at = lane.index();
+        let (head, next, records) = (self.heads[at], self.next_position[at], self.records[at]);
+        if records <= next.saturating_sub(head) {
+            return Ok(());
+        }
+        let cause = format!(
+            "lane {lane} counts {records} records and has only the positions {head} to {next}"
+        );
+        Err(OutboxError::StateDamaged { cause })
     }
 }
 
@@ -225,6 +240,7 @@ impl<S: Store> Outbox<S> {
         outbox.times = Times::recall(&outbox);
         outbox.count_dead()?;
         outbox.check_positions()?;
+        outbox.discard_before_heads([0; 3]);
         Ok(outbox)
     }
 
@@ -351,6 +367,7 @@ impl<S: Store> Outbox<S> {
             Some(Position(after)) => after.checked_add(1),
         };
         let Some(first) = first.filter(|_| limit.records > 0) else { return Ok(Page::default()) };
+        let first = first.max(self.state.heads[lane.index()]);
         let mut page = PageBuilder::new(lane, limit);
         let Some(next) = self.read_by_key(lane, first, &mut page)? else {
             return Ok(self.presented(page.finish(false)));
@@ -412,12 +429,10 @@ impl<S: Store> Outbox<S> {
     /// A lane that counts records and holds none has lost them where nothing noticed.
     fn agreed(&self, lane: Lane, page: Page, by_key: usize) -> Result<Page, OutboxError> {
         let counted = self.state.records[lane.index()];
-        if page.records.is_empty() && page.damaged.is_empty() && counted > 0 {
-            let (first, end) = (keys::part(lane, Position(0), 0), keys::lane_end(lane));
-            if self.store.range(&first, &end, 1).map_err(OutboxError::Read)?.is_empty() {
-                let cause = format!("lane {lane} counts {counted} records and holds none");
-                return Err(OutboxError::StateDamaged { cause });
-            }
+        let is_empty = page.records.is_empty() && page.damaged.is_empty();
+        if is_empty && counted > 0 && self.first_pairs(lane, Position(0), 1)?.is_empty() {
+            let cause = format!("lane {lane} counts {counted} records and holds none");
+            return Err(OutboxError::StateDamaged { cause });
         }
         for Record { position, .. } in page.records.iter().skip(by_key) {
             let found =
@@ -490,6 +505,7 @@ impl<S: Store> Outbox<S> {
     /// counted there is one.
     fn check_positions(&self) -> Result<(), OutboxError> {
         for lane in Lane::ALL {
+            self.state.check(lane)?;
             let at = lane.index();
             let next = Position(self.state.next_position[at]);
             let damaged = |cause: String| Err(OutboxError::StateDamaged { cause });
@@ -506,14 +522,30 @@ impl<S: Store> Outbox<S> {
         Ok(())
     }
 
-    /// The first pairs of a lane from a position on.
+    /// Whether the lane begins behind this position.
+    pub(super) fn is_gone(&self, lane: Lane, position: Position) -> bool {
+        position.0 < self.state.heads[lane.index()]
+    }
+
+    /// Tells the store what it need not keep any more; `before`: the heads of which it was told.
+    pub(super) fn discard_before_heads(&mut self, before: [u64; 3]) {
+        for lane in Lane::ALL {
+            let head = self.state.heads[lane.index()];
+            if head != before[lane.index()] {
+                self.store.discard(lane, Position(head));
+            }
+        }
+    }
+
+    /// The first pairs of a lane from a position on, or from its head on.
     pub(super) fn first_pairs(
         &self,
         lane: Lane,
         from: Position,
         limit: usize,
     ) -> Result<Vec<Pair>, OutboxError> {
-        let from = keys::part(lane, from, 0);
+        let head = Position(self.state.heads[lane.index()]);
+        let from = keys::part(lane, from.max(head), 0);
         self.store.range(&from, &keys::lane_end(lane), limit).map_err(OutboxError::Read)
     }
 

@@ -209,10 +209,12 @@ fn records_without_their_state_are_noticed_at_opening() {
     assert!(matches!(error, OutboxError::StateDamaged { .. }), "{error}");
 }
 
-/// An index that leads past one key, which is met in passing all the same.
+/// An index that leads past one key, which is met in passing all the same or, if it is `blind`, is not.
+#[derive(Debug)]
 struct Misled {
     inner: MemoryStore,
     hidden: Vec<u8>,
+    blind: bool,
 }
 
 impl Store for Misled {
@@ -225,7 +227,59 @@ impl Store for Misled {
     }
 
     fn range(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError> {
-        self.inner.range(from, to, limit)
+        let pairs = self.inner.range(from, to, limit)?.into_iter();
+        Ok(pairs.filter(|(key, _)| !self.blind || *key != self.hidden).collect())
+    }
+}
+
+#[test]
+fn what_goes_in_its_order_is_one_write_and_is_seen_no_more_though_the_store_keeps_it() {
+    // This store never takes away what was discarded.
+    let mut outbox = Outbox::open(FaultyStore::new(MemoryStore::default())).unwrap();
+    for id in 1..=10 {
+        outbox.append(&[(Lane::Status, event("/s", id, 10))], NOW).unwrap();
+    }
+    let status = |positions: std::ops::RangeInclusive<u64>| -> Vec<_> {
+        positions.map(|position| (Lane::Status, Position(position))).collect()
+    };
+    outbox.remove(&status(1..=4), NOW).unwrap();
+    outbox.remove(&status(7..=7), NOW).unwrap();
+    // Gone already: no error, and not counted twice.
+    outbox.remove(&status(2..=3), NOW).unwrap();
+    let mut store = outbox.into_store().into_inner();
+    let key = |position| keys::part(Lane::Status, Position(position), 0);
+    for (position, is_kept) in [(1, true), (4, true), (5, true), (7, false), (8, true)] {
+        assert_eq!(store.get(&key(position)).unwrap().is_some(), is_kept, "{position}");
+    }
+    store.discard(Lane::Status, Position(5));
+    assert_eq!(store.get(&key(4)), Ok(None));
+    assert!(store.get(&key(5)).unwrap().is_some());
+
+    let outbox = Outbox::open(store).unwrap();
+    let positions = |page: Vec<Record>| page.iter().map(|r| r.position.0).collect::<Vec<_>>();
+    assert_eq!(positions(outbox.page(Lane::Status, None, ALL).unwrap()), [5, 6, 8, 9, 10]);
+    assert_eq!(outbox.depth(), [0, 5, 0]);
+}
+
+#[test]
+fn a_head_never_passes_over_a_record_that_the_store_does_not_show() {
+    for hidden in [None, Some(3)] {
+        let mut outbox = outbox();
+        for id in 1..=6 {
+            outbox.append(&[(Lane::Status, event("/s", id, 10))], NOW).unwrap();
+        }
+        let key = hidden.map(|at| keys::part(Lane::Status, Position(at), 0));
+        let hidden = key.unwrap_or_default();
+        let is_hidden = !hidden.is_empty();
+        let store = Misled { inner: outbox.into_store(), hidden, blind: true };
+        let mut outbox = Outbox::open(store).unwrap();
+        let removed = outbox.remove(&[1, 2, 4].map(|p| (Lane::Status, Position(p))), NOW);
+        match is_hidden {
+            false => assert_eq!((removed, outbox.state.heads[1]), (Ok(()), 3)),
+            true => {
+                assert!(matches!(removed, Err(OutboxError::StateDamaged { .. })), "{removed:?}")
+            }
+        }
     }
 }
 
@@ -239,7 +293,8 @@ fn a_record_that_its_key_does_not_lead_to_is_damage_wherever_it_stands() {
         // A gap, behind which records are met in passing.
         outbox.remove(&[(Lane::Status, Position(3))], NOW).unwrap();
         let key = hidden.map(|at| keys::part(Lane::Status, Position(at), 0));
-        let store = Misled { inner: outbox.into_store(), hidden: key.unwrap_or_default() };
+        let store =
+            Misled { inner: outbox.into_store(), hidden: key.unwrap_or_default(), blind: false };
         let page = Outbox::open(store).unwrap().page(Lane::Status, None, ALL);
         match hidden {
             None => assert_eq!(page.map(|page| page.len()), Ok(5)),

@@ -156,7 +156,7 @@ impl<S: Store> Group<'_, S> {
                 break;
             }
             for record in page.records {
-                if self.removed.contains(&(lane, record.position)) {
+                if self.removed.contains_key(&(lane, record.position)) {
                     continue;
                 }
                 if !unwanted(self, &record) {

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::queue::Position;
+use crate::event::Lane;
+
 /// The engine failed. The text says what and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -58,6 +61,11 @@ pub trait Store {
     fn apply(&mut self, batch: &Batch) -> Result<(), StoreError> {
         self.commit(batch)
     }
+
+    /// Says that the records of `lane` before `first` are of no more use, and that no key of theirs will be written again.
+    /// The store takes the keys away when it suits it, after all that was committed and applied so far; until then it may show
+    /// them. It is said anew after each opening.
+    fn discard(&mut self, _lane: Lane, _first: Position) {}
 
     /// The value of `key`.
     ///

@@ -10,34 +10,37 @@
 //! value         ""     ""    frame    frame    frame      ""      ""
 //! ```
 //! - The keys of the next positions are made ahead, [`AHEAD`] at most; a record takes its place.
-//! - A record that is removed leaves its keys behind; they go once there are more than twice [`GONE`].
+//! - A record that is removed out of order leaves its keys behind.
+//! - Before the head of its lane there is nothing of use ([`Store::discard`](crate::outbox::Store::discard)); the keys there go
+//!   with later commits, [`GONE`] positions or more at a time, and the last [`GONE`] before the head stay: so whole leaves go,
+//!   and no record that is still of use is written anew for it.
+//! - A commit clears away twice as many keys and bytes as it brings, and [`GONE`] keys at least; where room is short eight times
+//!   as many, and none before the head stays. What is applied and not waited for clears away next to nothing: a backlog
+//!   is drained without one write for each of its records. What is left of them goes faster than new ones come, or,
+//!   mostly, stays behind in the file that is replaced by a fresh one.
 //! - An empty value is none. The store shows it to nobody, and the outbox stores none.
-//! - No record stands at or behind the first place; only keys without a value are ever cleared away.
+//! - No record stands at or behind the first place.
 //! - All of it is part of the commit that brings it about.
 //!
-//! Which keys are to be cleared away is known in memory. At opening those before the first record of a lane are found
-//! again; others, which removals out of order leave, cost a few bytes each until the store is replaced by a fresh one.
-//!
 //! What it brings: `docs/performance.md`.
-
-use std::collections::BTreeSet;
 
 use crate::event::Lane;
 use crate::outbox::{Batch, Position, keys};
 
 /// Places that are made ahead in a lane; half as many are always there.
 const AHEAD: u64 = 64;
-/// Keys without a value that are kept, so that whole leaves of them go at once.
-const GONE: usize = 64;
-/// Keys that are looked through at the beginning of a lane when the store is opened.
-const LOOKED_AT: usize = 8 * GONE;
+/// Positions before the head of a lane whose keys stay, and that are cleared away together at least.
+const GONE: u64 = 64;
 
-/// See the [module](self).
+/// See the [module](self). Index of all: [`Lane::index`].
 #[derive(Debug, Default)]
 pub(super) struct Places {
-    /// Behind the last key of each lane. Index: [`Lane::index`].
+    /// Behind the last key of each lane.
     made: [u64; 3],
-    gone: BTreeSet<Vec<u8>>,
+    /// At or before the first key of each lane.
+    cleared: [u64; 3],
+    /// Where each lane begins for the outbox.
+    heads: [u64; 3],
 }
 
 impl Places {
@@ -48,42 +51,53 @@ impl Places {
     pub(super) fn find(db: &sled::Db) -> Result<Self, sled::Error> {
         let mut places = Self::default();
         for lane in Lane::ALL {
-            let (first, end) = (keys::part(lane, Position(0), 0), keys::lane_end(lane));
-            for pair in db.range(first.as_slice()..end.as_slice()).take(LOOKED_AT) {
-                let (key, value) = pair?;
-                if !value.is_empty() {
-                    break;
-                }
-                places.gone.insert(key.to_vec());
-            }
-            // A lane without any record begins anew.
-            let last = db.get_lt(&end)?.map(|(key, _)| key.to_vec());
-            let last = last.filter(|key| *key >= first && !places.gone.contains(key));
-            if let Some((Position(position), _)) = last.and_then(|key| keys::parse_part(&key)) {
-                places.made[lane.index()] = position.saturating_add(1);
-            }
+            let (from, end) = (keys::part(lane, Position(0), 0), keys::lane_end(lane));
+            let mut all = db.range(from.as_slice()..end.as_slice());
+            let first = all.next().transpose()?.and_then(|(key, _)| keys::parse_part(&key));
+            let Some((Position(first), _)) = first else { continue };
+            places.cleared[lane.index()] = first;
+            let last = db.get_lt(&end)?.and_then(|(key, _)| keys::parse_part(&key));
+            let (Position(last), _) = last.unwrap_or((Position(first), 0));
+            places.made[lane.index()] = last.saturating_add(1);
         }
         Ok(places)
     }
 
+    /// The records of a lane before this one are of no more use.
+    pub(super) fn discard(&mut self, lane: Lane, first: Position) {
+        self.heads[lane.index()] = first.0;
+    }
+
+    /// The head of the lane, where the key stands before it.
+    pub(super) fn behind_discarded(&self, key: &[u8]) -> Option<Vec<u8>> {
+        let (lane, (position, _)) = keys::lane_of(key).zip(keys::parse_part(key))?;
+        let head = Position(self.heads[lane.index()]);
+        (position < head).then(|| keys::part(lane, head, 0))
+    }
+
     /// The changes as sled is told of them.
-    pub(super) fn stage(&mut self, batch: &Batch) -> sled::Batch {
+    ///
+    /// # Errors
+    /// sled cannot read what is to be cleared away.
+    pub(super) fn stage(
+        &mut self,
+        db: &sled::Db,
+        batch: &Batch,
+        mut surplus: Surplus,
+    ) -> Result<sled::Batch, sled::Error> {
         let mut changes = sled::Batch::default();
         let mut newest: [Option<u64>; 3] = [None; 3];
         for (key, change) in batch.changes() {
+            surplus.grow(key.len() + change.map_or(0, <[u8]>::len));
             let place = keys::parse_part(key).zip(keys::lane_of(key));
             match (change, place) {
                 (Some(value), place) => {
                     changes.insert(key, value);
                     if let Some(((Position(position), _), lane)) = place {
-                        self.gone.remove(key);
                         newest[lane.index()] = newest[lane.index()].max(Some(position));
                     }
                 }
-                (None, Some(_)) => {
-                    changes.insert(key, NOTHING);
-                    self.gone.insert(key.to_vec());
-                }
+                (None, Some(_)) => changes.insert(key, NOTHING),
                 (None, None) => changes.remove(key),
             }
         }
@@ -91,15 +105,35 @@ impl Places {
             if let Some(newest) = newest {
                 self.make(lane, newest, &mut changes);
             }
+            self.clear(db, lane, &mut surplus, &mut changes)?;
         }
-        if self.gone.len() > 2 * GONE {
-            while self.gone.len() > GONE
-                && let Some(key) = self.gone.pop_first()
-            {
-                changes.remove(key);
+        Ok(changes)
+    }
+
+    fn clear(
+        &mut self,
+        db: &sled::Db,
+        lane: Lane,
+        surplus: &mut Surplus,
+        changes: &mut sled::Batch,
+    ) -> Result<(), sled::Error> {
+        let cleared = &mut self.cleared[lane.index()];
+        let until = self.heads[lane.index()].saturating_sub(surplus.stay);
+        if until.saturating_sub(*cleared) < surplus.stay.max(1) {
+            return Ok(());
+        }
+        let (from, to) =
+            (keys::part(lane, Position(*cleared), 0), keys::part(lane, Position(until), 0));
+        *cleared = until;
+        for pair in db.range(from.as_slice()..to.as_slice()) {
+            let (key, value) = pair?;
+            if !surplus.take(key.len() + value.len()) {
+                *cleared = keys::parse_part(&key).map_or(until, |(position, _)| position.0);
+                break;
             }
+            changes.remove(key);
         }
-        changes
+        Ok(())
     }
 
     fn make(&mut self, lane: Lane, newest: u64, changes: &mut sled::Batch) {
@@ -110,15 +144,46 @@ impl Places {
             return;
         }
         for position in *made..end {
-            let key = keys::part(lane, Position(position), 0);
-            self.gone.remove(&key);
-            changes.insert(key, NOTHING);
+            changes.insert(keys::part(lane, Position(position), 0), NOTHING);
         }
         *made = end;
     }
 }
 
 const NOTHING: &[u8] = &[];
+
+/// How much a commit may clear away.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Surplus {
+    keys: usize,
+    bytes: usize,
+    /// For each key and byte that it brings.
+    times: usize,
+    /// Positions before the head that stay.
+    stay: u64,
+}
+
+impl Surplus {
+    /// Of a commit that somebody waits for.
+    pub(super) const COMMIT: Self = Self { keys: GONE as usize, bytes: 0, times: 2, stay: GONE };
+    /// The same where the files are near the size that they may have.
+    pub(super) const SHORT: Self = Self { times: 8, stay: 0, ..Self::COMMIT };
+    /// Of what is applied and nobody waits for.
+    pub(super) const APPLIED: Self = Self { keys: 0, ..Self::COMMIT };
+
+    fn grow(&mut self, bytes: usize) {
+        self.keys += self.times;
+        self.bytes += self.times * bytes;
+    }
+
+    /// False if it is used up.
+    fn take(&mut self, bytes: usize) -> bool {
+        let some = self.keys > 0 || self.bytes > 0;
+        self.keys = self.keys.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+        some
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -137,10 +202,14 @@ mod tests {
         store.commit(&batch).unwrap();
     }
 
-    fn shown(store: &SledStore) -> Vec<u64> {
-        let pairs = store.range(&record(0), &keys::lane_end(Lane::Status), 10_000).unwrap();
+    fn shown(store: &SledStore, from: u64) -> Vec<u64> {
+        let pairs = store.range(&record(from), &keys::lane_end(Lane::Status), 10_000).unwrap();
         let number = |value: Vec<u8>| u64::from_be_bytes(value.try_into().unwrap());
         pairs.into_iter().map(|(_, value)| number(value)).collect()
+    }
+
+    fn keys_of(store: &SledStore) -> usize {
+        store.db.scan_prefix(&record(0)[..2]).count()
     }
 
     #[test]
@@ -151,25 +220,54 @@ mod tests {
         let (mut next, mut first) = (1, 1);
         for round in 0..200u64 {
             let (new, left) = (next + round % 7, first + (round % 5).min(next - first));
-            commit(&mut store, next..new, first..left);
+            // The last of those that go goes out of order.
+            let gone = if left > first { left - 1..left } else { 0..0 };
+            commit(&mut store, next..new, gone.clone());
             (next, first) = (new, left);
-            assert_eq!(shown(&store), (first..next).collect::<Vec<_>>(), "{round}");
+            assert!(gone.clone().all(|gone| store.get(&record(gone)).unwrap().is_none()));
+            store.discard(Lane::Status, Position(first));
+            assert_eq!(shown(&store, first), (first..next).collect::<Vec<_>>(), "{round}");
             assert_eq!(store.get(&record(next)).unwrap(), None);
-            assert_eq!(store.peek(&record(first.saturating_sub(1)), 0).unwrap(), None);
             assert!(
                 store.range(&record(next), &keys::lane_end(Lane::Status), 1).unwrap().is_empty()
             );
-            let keys = store.db.scan_prefix(&record(0)[..2]).count();
-            let most = (next - first) as usize + 2 * GONE + AHEAD as usize + LOOKED_AT;
-            assert!(keys <= most, "{keys} keys");
+            let most = (next - first + 2 * GONE + 2 * AHEAD) as usize;
+            assert!(keys_of(&store) <= most, "{} keys", keys_of(&store));
             if round > 0 && next > first {
                 assert!(store.db.get(record(next)).unwrap().is_some(), "a place is there");
             }
             if round % 20 == 19 {
                 drop(store);
                 store = SledStore::open(&path).unwrap();
+                store.discard(Lane::Status, Position(first));
             }
         }
+    }
+
+    #[test]
+    fn what_was_discarded_goes_faster_than_new_records_come() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("outbox");
+        let mut store = SledStore::open(&path).unwrap();
+        commit(&mut store, 1..1000, 0..0);
+        store.discard(Lane::Status, Position(1000));
+        let before = keys_of(&store);
+        commit(&mut store, 0..0, 0..0);
+        assert_eq!(keys_of(&store), before - GONE as usize);
+        drop(store);
+        let mut store = SledStore::open(&path).unwrap();
+        commit(&mut store, 1000..1100, 0..0);
+        store.discard(Lane::Status, Position(1000));
+        let before = keys_of(&store);
+        commit(&mut store, 1100..1200, 0..0);
+        assert!(keys_of(&store) < before, "{} of {before} keys", keys_of(&store));
+        for next in 1200..1230 {
+            commit(&mut store, next..next + 1, 0..0);
+        }
+        assert!(keys_of(&store) <= (230 + 2 * GONE + AHEAD) as usize, "{}", keys_of(&store));
+        assert_eq!(shown(&store, 1000), (1000..1230).collect::<Vec<_>>());
+        assert_eq!(store.behind_discarded(&record(999)), Some(record(1000)));
+        assert_eq!(store.behind_discarded(&record(1000)), None);
     }
 
     #[test]
@@ -178,14 +276,16 @@ mod tests {
         let path = root.path().join("outbox");
         let mut store = SledStore::open(&path).unwrap();
         commit(&mut store, 1..100, 0..0);
-        commit(&mut store, 0..0, 1..100);
+        store.discard(Lane::Status, Position(100));
         for position in 100..110 {
             drop(store);
             store = SledStore::open(&path).unwrap();
+            store.discard(Lane::Status, Position(100));
             commit(&mut store, position..position + 1, 0..0);
-            assert_eq!(shown(&store), (100..=position).collect::<Vec<_>>());
+            assert_eq!(shown(&store, 100), (100..=position).collect::<Vec<_>>());
         }
-        commit(&mut store, 110..600, 100..500);
-        assert_eq!(shown(&store), (500..600).collect::<Vec<_>>());
+        store.discard(Lane::Status, Position(500));
+        commit(&mut store, 110..600, 0..0);
+        assert_eq!(shown(&store, 500), (500..600).collect::<Vec<_>>());
     }
 }
