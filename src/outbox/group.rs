@@ -230,7 +230,7 @@ impl<'a, S: Store> Group<'a, S> {
             return Ok(Vec::new());
         }
         self.find_heads()?;
-        self.delete_removed();
+        self.delete_removed(wait);
         let dead_change = !self.dead.is_empty() || !self.buried.is_empty();
         self.tell_of_room()?;
         let untold = self.tell()?;
@@ -291,11 +291,12 @@ impl<'a, S: Store> Group<'a, S> {
         Ok(())
     }
 
-    /// Before its head a lane holds nothing, whatever the store still has there: of what goes in the order in which it
-    /// came, only the head is written.
-    fn delete_removed(&mut self) {
+    /// Before its head a lane holds nothing, whatever the store still has there. So while a backlog is drained only the head is
+    /// written of what goes in the order in which it came. Else the keys go at once: a value that goes soon
+    /// after it came is not written once more with those beside it.
+    fn delete_removed(&mut self, wait: Wait) {
         for (&(lane, position), &parts) in &self.removed {
-            if position.0 < self.state.heads[lane.index()] {
+            if wait == Wait::No && position.0 < self.state.heads[lane.index()] {
                 continue;
             }
             for part in 0..parts {

@@ -233,7 +233,7 @@ impl Store for Misled {
 }
 
 #[test]
-fn what_goes_in_its_order_is_one_write_and_is_seen_no_more_though_the_store_keeps_it() {
+fn what_is_drained_in_its_order_is_one_write_and_is_seen_no_more_though_the_store_keeps_it() {
     // This store never takes away what was discarded.
     let mut outbox = Outbox::open(FaultyStore::new(MemoryStore::default())).unwrap();
     for id in 1..=10 {
@@ -242,8 +242,10 @@ fn what_goes_in_its_order_is_one_write_and_is_seen_no_more_though_the_store_keep
     let status = |positions: std::ops::RangeInclusive<u64>| -> Vec<_> {
         positions.map(|position| (Lane::Status, Position(position))).collect()
     };
-    outbox.remove(&status(1..=4), NOW).unwrap();
-    outbox.remove(&status(7..=7), NOW).unwrap();
+    let mut group = outbox.begin(NOW).unwrap();
+    group.remove(&status(1..=4)).unwrap();
+    group.remove(&status(7..=7)).unwrap();
+    group.apply().unwrap();
     // Gone already: no error, and not counted twice.
     outbox.remove(&status(2..=3), NOW).unwrap();
     let mut store = outbox.into_store().into_inner();

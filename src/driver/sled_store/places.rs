@@ -10,9 +10,9 @@
 //! value         ""     ""    frame    frame    frame      ""      ""
 //! ```
 //! - The keys of the next positions are made ahead, [`AHEAD`] at most; a record takes its place.
-//! - A record that is removed out of order leaves its keys behind.
-//! - Before the head of its lane there is nothing of use ([`Store::discard`](crate::outbox::Store::discard)); the keys there go
-//!   with later commits, [`GONE`] positions or more at a time, and the last [`GONE`] before the head stay: so whole leaves go,
+//! - A record that is deleted leaves its keys behind.
+//! - Before the head of its lane there is nothing of use ([`Store::discard`](crate::outbox::Store::discard)); the keys there, with
+//!   a value or without, go with later commits, [`GONE`] positions or more at a time, and the last [`GONE`] before the head stay: so whole leaves go,
 //!   and no record that is still of use is written anew for it.
 //! - A commit clears away twice as many keys and bytes as it brings, and [`GONE`] keys at least; where room is short eight times
 //!   as many, and none before the head stays. What is applied and not waited for clears away next to nothing: a backlog
