@@ -35,8 +35,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::clock::{ClockState, WallTime};
-use crate::event::{Lane, Value, json, mqtt};
-use crate::outbox::{PageLimit, Position, Record};
+use crate::event::{Lane, json, mqtt};
+use crate::outbox::{PageLimit, Position, Structured};
 use crate::uplink::{Binary, Notice, Outgoing, Refusal};
 use pace::Pace;
 use receipts::{AWAITING_MAX, Awaiting, GRACE};
@@ -67,9 +67,9 @@ struct Queue {
     tail: Option<Position>,
     cursor: Option<Position>,
     /// None is empty.
-    pages: VecDeque<VecDeque<Record>>,
+    pages: VecDeque<VecDeque<Structured>>,
     /// A record that no receipt came for, read again.
-    again: Option<(Record, u32)>,
+    again: Option<(Structured, u32)>,
     /// Alerts were published that [`Awaiting`] had no place for: read the lane from its beginning once
     /// there is.
     passed_over: bool,
@@ -85,7 +85,7 @@ impl Queue {
         (self.cursor, self.pages) = (None, VecDeque::new());
     }
 
-    fn pop(&mut self) -> Option<Record> {
+    fn pop(&mut self) -> Option<Structured> {
         let page = self.pages.front_mut()?;
         let record = page.pop_front();
         if page.is_empty() {
@@ -180,7 +180,7 @@ impl Forwarder {
     }
 
     /// Takes the page that was wanted. An empty one means that there was nothing up to the tail.
-    pub fn loaded(&mut self, wanted: Wanted, records: Vec<Record>) {
+    pub fn loaded(&mut self, wanted: Wanted, records: Vec<Structured>) {
         let queue = &mut self.queues[wanted.lane.index()];
         if let Some(position) = wanted.again {
             // Its receipt may have come meanwhile.
@@ -197,7 +197,7 @@ impl Forwarder {
         queue.cursor = records.last().map_or(wanted.tail, |record| Some(record.position));
         let under_way = std::mem::take(&mut queue.under_way);
         let records = records.into_iter().filter(|r| !under_way.contains(&r.position));
-        let page: VecDeque<Record> = records.collect();
+        let page: VecDeque<Structured> = records.collect();
         if !page.is_empty() {
             queue.pages.push_back(page);
         }
@@ -258,23 +258,23 @@ impl Forwarder {
         Some(outgoing)
     }
 
-    fn flight(&self, record: Record, rounds: u32, wall: WallTime) -> Flight {
-        let Record { lane, position, event, .. } = record;
-        let payload = json::to_vec(&event).into();
-        let mut outgoing = Outgoing::new(0, Arc::clone(&self.topics[lane.index()]), payload);
+    fn flight(&self, record: Structured, rounds: u32, wall: WallTime) -> Flight {
+        let Structured { lane, position, id, source, expirytime, json } = record;
+        // That it cannot be read, which is not seen, is no reason to hold it back.
+        let event = (self.rules.mode == Mode::Binary).then(|| json::parse(&json).ok()).flatten();
+        let mut outgoing = Outgoing::new(0, Arc::clone(&self.topics[lane.index()]), json.into());
         outgoing.content_type = Some(Arc::clone(&self.content_type));
         outgoing.urgent = lane == Lane::Alert;
-        outgoing.expiry_s = expiry_s(event.attribute("expirytime"), wall);
-        if self.rules.mode == Mode::Binary {
+        outgoing.expiry_s = expirytime.and_then(|at| expiry_s(&at, wall));
+        outgoing.binary = event.map(|event| {
             let mqtt::Binary { content_type, user_properties, payload } = mqtt::to_binary(&event);
-            let binary = Binary { payload: payload.into(), content_type, user_properties };
-            outgoing.binary = Some(Box::new(binary));
-        }
+            Box::new(Binary { payload: payload.into(), content_type, user_properties })
+        });
         Flight {
             lane,
             position,
-            id: event.id().to_owned(),
-            source: event.source().to_owned(),
+            id,
+            source,
             outgoing,
             refusals: 0,
             final_refusals: 0,
@@ -435,9 +435,9 @@ impl Forwarder {
                 settled.extend(self.deferred.remove(at).map(|(_, f)| done(f.position)));
             }
             let queue = &mut self.queues[lane.index()];
-            let read_again = queue.again.take_if(|(r, _)| {
-                r.event.id() == id && source.is_none_or(|source| source == r.event.source())
-            });
+            let read_again = queue
+                .again
+                .take_if(|(r, _)| r.id == *id && source.is_none_or(|source| source == r.source));
             settled.extend(read_again.map(|(record, _)| done(record.position)));
         }
         let queue = &mut self.queues[lane.index()];
@@ -483,11 +483,11 @@ const TYPICAL: usize = 700;
 
 /// Seconds until the `expirytime`, where there is one and the clock can be believed. One that is past
 /// is a second away: whether it is still to be published is the outbox's decision.
-fn expiry_s(expirytime: Option<&Value>, wall: WallTime) -> Option<u32> {
+fn expiry_s(expirytime: &str, wall: WallTime) -> Option<u32> {
     if wall.state == ClockState::Unsynced {
         return None;
     }
-    let at = chrono::DateTime::parse_from_rfc3339(expirytime?.as_str()?).ok()?;
+    let at = chrono::DateTime::parse_from_rfc3339(expirytime).ok()?;
     let left_ms = at.timestamp_millis() - i64::try_from(wall.unix_ms).ok()?;
     Some(u32::try_from((left_ms / 1000).max(1)).unwrap_or(u32::MAX))
 }

@@ -9,7 +9,7 @@
 use hark::clock::{ClockState, WallTime};
 use hark::event::{Event, Lane, json};
 use hark::outbox::memory::{Fault, FaultyStore, MemoryStore};
-use hark::outbox::{Outbox, OutboxError, PageLimit, Position, Store, sequence_text};
+use hark::outbox::{Outbox, OutboxError, PageLimit, Position, Store, Structured, sequence_text};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -81,6 +81,8 @@ fn check_lane<S: Store>(outbox: &Outbox<S>, model: &Model, lane: usize, limit: P
     loop {
         let page = outbox.page(Lane::ALL[lane], after, limit).unwrap();
         assert!(page.len() <= limit.records);
+        let published = outbox.read_structured(Lane::ALL[lane], after, limit).unwrap();
+        assert!(published.records.into_iter().eq(page.iter().map(Structured::from)));
         let Some(last) = page.last() else { break };
         after = Some(last.position);
         for record in page {

@@ -60,7 +60,8 @@ struct Run {
     without: Option<(&'static str, &'static str)>,
 }
 
-const SMALL: Run = Run { large: false, commits: 100, renew_every: None, without: None };
+/// Enough that keys of what was delivered are cleared away several times.
+const SMALL: Run = Run { large: false, commits: 200, renew_every: None, without: None };
 /// Cuts fall into each step of a replacement.
 const RENEWED: Run = Run { commits: 12, renew_every: Some(2), ..SMALL };
 

@@ -20,7 +20,7 @@ use crate::driver::outbox_writer::OutboxHandle;
 use crate::driver::uplink as driver;
 use crate::event::Lane;
 use crate::forwarder::{Confirm, Fate, Flight, Forwarder, Overdue, Rules, Wanted, events_topic};
-use crate::outbox::{Levels, OutboxError, Position, Record};
+use crate::outbox::{Levels, OutboxError, Position, Structured};
 use crate::supervisor::{Outcome, Stage, Stop, Supervisor};
 use crate::uplink::{Counters, Notice, Outgoing, Received};
 pub(super) use faults::{Change, report};
@@ -150,7 +150,7 @@ async fn forward(
 }
 
 /// A page that was wanted, and what came of it.
-type Read = (Wanted, Result<Vec<Record>, OutboxError>);
+type Read = (Wanted, Result<Vec<Structured>, OutboxError>);
 
 /// Waits for the page that is being read, if one is.
 async fn done<F: Future<Output = Read>>(reading: &mut Option<Pin<Box<F>>>) -> Read {
@@ -291,7 +291,7 @@ impl Pump {
     /// Reads a page beside all else, so that nothing waits for the disk meanwhile.
     fn read(&self, wanted: Wanted) -> impl Future<Output = Read> + use<> {
         let outbox = self.outbox.clone();
-        async move { (wanted, outbox.page(wanted.lane, wanted.after, wanted.limit).await) }
+        async move { (wanted, outbox.structured(wanted.lane, wanted.after, wanted.limit).await) }
     }
 
     async fn remove_delivered(&mut self) -> Outcome {

@@ -15,7 +15,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::MAX_EVENT_BYTES;
-use super::envelope::{Data, Event, Name, Value};
+use super::envelope::{Data, DataRef, Event, Name, Value, ValueRef};
 use super::rules::EventError;
 
 /// Media type of one event (RFC 6838 suffix `+json`).
@@ -53,38 +53,42 @@ pub fn parse_batch(text: &[u8]) -> Result<Vec<Event>, EventError> {
 
 /// Writes the event; the inverse of [`parse`].
 pub fn to_vec(event: &Event) -> Vec<u8> {
-    let data = match event.data() {
-        Data::Absent => 0,
-        Data::Json(raw) => raw.len(),
-        Data::Base64(text) => text.len(),
+    let attributes = event.attributes().iter();
+    let attributes: Vec<_> =
+        attributes.map(|(name, value)| (name.as_str(), value.into())).collect();
+    write(&attributes, event.data().into())
+}
+
+/// Writes an event of which all parts lie somewhere: attributes sorted by name, and data.
+pub fn write(attributes: &[(&str, ValueRef<'_>)], data: DataRef<'_>) -> Vec<u8> {
+    let bytes = match data {
+        DataRef::Absent => 0,
+        DataRef::Json(raw) => raw.len(),
+        DataRef::Base64(text) => text.len(),
     };
-    let mut out = Vec::with_capacity(data + 512);
-    let attributes = event.attributes().iter().map(|(name, value)| (name.as_str(), value));
-    let (mut leading, mut others) = ([None; LEADING.len()], Vec::with_capacity(attributes.len()));
-    for (name, value) in attributes {
-        match LEADING.iter().position(|leading| *leading == name) {
-            Some(place) => leading[place] = Some((name, value)),
-            None => others.push((name, value)),
-        }
-    }
-    for (name, value) in leading.into_iter().flatten().chain(others) {
+    let mut out = Vec::with_capacity(bytes + 512);
+    let leading = LEADING.iter().filter_map(|name| attributes.iter().find(|(n, _)| n == name));
+    let others = attributes.iter().filter(|(name, _)| !LEADING.contains(name));
+    for (name, value) in leading.chain(others) {
         out.push(if out.is_empty() { b'{' } else { b',' });
         // A name has only letters and digits: nothing to escape.
         out.push(b'"');
         out.extend_from_slice(name.as_bytes());
         out.extend_from_slice(b"\":");
         match value {
-            Value::String(text) => write_json(&mut out, text),
-            other => out.extend_from_slice(other.to_string().as_bytes()),
+            ValueRef::String(text) => write_json(&mut out, text),
+            ValueRef::Integer(number) => out.extend_from_slice(number.to_string().as_bytes()),
+            ValueRef::Boolean(true) => out.extend_from_slice(b"true"),
+            ValueRef::Boolean(false) => out.extend_from_slice(b"false"),
         }
     }
-    match event.data() {
-        Data::Absent => {}
-        Data::Json(raw) => {
+    match data {
+        DataRef::Absent => {}
+        DataRef::Json(raw) => {
             out.extend_from_slice(b",\"data\":");
             out.extend_from_slice(raw);
         }
-        Data::Base64(text) => {
+        DataRef::Base64(text) => {
             out.extend_from_slice(b",\"data_base64\":");
             write_json(&mut out, text);
         }

@@ -22,7 +22,7 @@ pub mod mqtt;
 mod rules;
 mod sdk;
 
-pub use envelope::{Data, Event, Name, Value};
+pub use envelope::{Data, DataRef, Event, Name, Value, ValueRef};
 pub use lane::{Lane, UnknownLane};
 pub use losses::{Losses, MAX_RANGES, SequenceRange};
 pub use moment::{Moment, Noted};

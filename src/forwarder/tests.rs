@@ -1,34 +1,36 @@
 //! The forwarder against an outbox in memory, in virtual time.
 
 use super::*;
-use crate::event::{Data, Event, Value};
+use crate::event::{Data, Event};
+use crate::outbox::Record;
 use crate::uplink::{Refusal, Version};
 
 pub(super) const WALL: WallTime =
     WallTime { unix_ms: 1_700_000_000_000, state: ClockState::Synced };
 const S: fn(u64) -> Duration = Duration::from_secs;
 
-fn record(lane: Lane, position: u64) -> Record {
-    let text = |text: &str| Value::String(text.to_owned());
-    let attributes = [
-        ("specversion", text("1.0")),
-        ("id", text(&format!("{lane}-{position}"))),
-        ("source", text("/s")),
-        ("type", text("t")),
-    ];
-    let attributes = attributes.into_iter().map(|(k, v)| (k.into(), v)).collect();
-    let event = Event::new(attributes, Data::Absent).unwrap();
-    Record { lane, position: Position(position), sequence: position, accepted_ms: 0, event }
+fn record(lane: Lane, position: u64) -> Structured {
+    record_with(lane, position, &[], Data::Absent)
+}
+
+fn record_with(lane: Lane, position: u64, more: &[(&str, &str)], data: Data) -> Structured {
+    let id = format!("{lane}-{position}");
+    let attributes = [("specversion", "1.0"), ("id", &id), ("source", "/s"), ("type", "t")];
+    let attributes = attributes.iter().chain(more);
+    let attributes = attributes.map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    let event = Event::new(attributes, data).unwrap();
+    let position = Position(position);
+    Structured::from(&Record { lane, position, sequence: position.0, accepted_ms: 0, event })
 }
 
 /// An outbox in memory that answers what is wanted.
 pub(super) struct Bench {
     pub(super) forwarder: Forwarder,
-    pub(super) stored: Vec<Record>,
+    pub(super) stored: Vec<Structured>,
     pub(super) now: Instant,
     /// Pages take their time: what was read comes with [`Bench::answer`] only.
     pub(super) slow: bool,
-    reading: Option<(Wanted, Vec<Record>)>,
+    reading: Option<(Wanted, Vec<Structured>)>,
 }
 
 impl Bench {
@@ -60,7 +62,7 @@ impl Bench {
             return;
         }
         self.reading = self.forwarder.wanted().map(|wanted| {
-            let behind = |r: &&Record| wanted.after.is_none_or(|after| r.position > after);
+            let behind = |r: &&Structured| wanted.after.is_none_or(|after| r.position > after);
             let page = self.stored.iter().filter(|r| r.lane == wanted.lane).filter(behind);
             (wanted, page.take(wanted.limit.records.min(2)).cloned().collect())
         });
@@ -431,10 +433,8 @@ fn slots_of_the_window_are_left_to_alerts() {
 fn a_slow_link_holds_no_more_than_eight_kib_of_lower_lanes() {
     let mut bench = Bench::new(&[]);
     for n in 1..=100 {
-        let mut big = record(Lane::Telemetry, n);
         let data = Data::Json(format!("\"{}\"", "x".repeat(900)).into_bytes());
-        big.event = Event::new(big.event.attributes().clone(), data).unwrap();
-        bench.stored.push(big);
+        bench.stored.push(record_with(Lane::Telemetry, n, &[], data));
     }
     bench.load();
     let first: Vec<_> = std::iter::from_fn(|| bench.next()).collect();
@@ -456,18 +456,20 @@ fn a_slow_link_holds_no_more_than_eight_kib_of_lower_lanes() {
 #[test]
 fn binary_mode_has_both_forms_and_the_expiry_of_the_event() {
     let rules = Rules { mode: Mode::Binary, ..Rules::default() };
-    let mut bench = Bench::with(rules, &[(Lane::Telemetry, 1), (Lane::Telemetry, 2)]);
-    for (n, expirytime) in ["2023-11-14T22:14:20Z", "2020-01-01T00:00:00Z"].iter().enumerate() {
-        let event = &mut bench.forwarder.queues[2].pages[0][n].event;
-        event.set_extension("expirytime", (*expirytime).into()).unwrap();
+    let mut bench = Bench::with(rules, &[]);
+    for (position, at) in (1..).zip(["2023-11-14T22:14:20Z", "2020-01-01T00:00:00Z"]) {
+        let data = Data::Json(b"7".to_vec());
+        let more = [("expirytime", at)];
+        bench.stored.push(record_with(Lane::Telemetry, position, &more, data));
     }
+    bench.load();
     let outgoing = bench.forwarder.next(bench.now, WALL).unwrap();
     assert_eq!(outgoing.expiry_s, Some(60));
     let binary = outgoing.binary.expect("binary mode");
     assert!(binary.user_properties.contains(&("id".to_owned(), "telemetry-1".to_owned())));
     assert!(json::parse(&outgoing.payload).is_ok(), "and structured, for 3.1.1");
     let unsynced = WallTime { state: ClockState::Unsynced, ..WALL };
-    assert_eq!(expiry_s(Some(&"2023-11-14T22:14:20Z".into()), unsynced), None);
+    assert_eq!(expiry_s("2023-11-14T22:14:20Z", unsynced), None);
     assert_eq!(bench.forwarder.next(bench.now, WALL).unwrap().expiry_s, Some(1), "past");
 }
 

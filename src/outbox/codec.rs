@@ -15,13 +15,15 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
 use serde_bytes::Bytes;
 
-use super::queue::{Position, Record};
-use crate::event::{Data, Event, Lane, Name, Noted, Value};
+use super::queue::{Position, Record, Structured};
+use crate::event::{Data, DataRef, Event, Lane, Noted, Value, ValueRef, json};
 
 /// The version that is written.
 pub const VERSION: u8 = 1;
@@ -63,10 +65,85 @@ struct RecordIn<'a> {
     position: u64,
     sequence: u64,
     accepted_ms: u64,
-    attributes: BTreeMap<Name, Value>,
+    #[serde(borrow)]
+    attributes: Attributes<'a>,
     kind: u8,
     #[serde(borrow)]
     data: &'a Bytes,
+}
+
+impl<'a> RecordIn<'a> {
+    fn lane(&self) -> Result<Lane, CodecError> {
+        Lane::from_str(self.lane).map_err(|e| CodecError::Content(e.to_string()))
+    }
+
+    fn data(&self) -> Result<DataRef<'a>, CodecError> {
+        let text = || std::str::from_utf8(self.data);
+        Ok(match self.kind {
+            KIND_ABSENT => DataRef::Absent,
+            KIND_JSON => DataRef::Json(self.data),
+            KIND_BASE64 => DataRef::Base64(text().map_err(|e| CodecError::Content(e.to_string()))?),
+            other => return Err(CodecError::Content(format!("kind of data {other}"))),
+        })
+    }
+
+    fn into_record(self) -> Result<Record, CodecError> {
+        let (lane, data) = (self.lane()?, self.data()?);
+        let data = match data {
+            DataRef::Absent => Data::Absent,
+            DataRef::Json(raw) => Data::Json(raw.to_vec()),
+            DataRef::Base64(text) => Data::Base64(text.to_owned()),
+        };
+        let noted = self.attributes.get(NOTED).and_then(Noted::from_text);
+        let attributes = self.attributes.0.into_iter().filter(|(name, _)| *name != NOTED);
+        let attributes = attributes.map(|(name, value)| (name.into(), value.into())).collect();
+        let event = Event::new(attributes, data);
+        let mut event = event.map_err(|e| CodecError::Content(e.to_string()))?;
+        if let Some(noted) = noted {
+            event.note(noted);
+        }
+        Ok(Record {
+            lane,
+            position: Position(self.position),
+            sequence: self.sequence,
+            accepted_ms: self.accepted_ms,
+            event,
+        })
+    }
+}
+
+/// Names and values as they lie in the frame, sorted by name.
+struct Attributes<'a>(Vec<(&'a str, ValueRef<'a>)>);
+
+impl<'a> Attributes<'a> {
+    fn get(&self, name: &str) -> Option<&'a str> {
+        match self.0.iter().find(|(known, _)| *known == name)?.1 {
+            ValueRef::String(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Attributes<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Attributes<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("attributes")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut attributes = Vec::with_capacity(16);
+                while let Some(attribute) = map.next_entry()? {
+                    attributes.push(attribute);
+                }
+                Ok(Attributes(attributes))
+            }
+        }
+        deserializer.deserialize_map(InOrder)
+    }
 }
 
 /// Among the attributes, and none of them: no attribute's name has a dot. What the outbox notes of an event whose
@@ -128,28 +205,30 @@ pub fn encode_record(fields: RecordFields<'_>) -> Result<Vec<u8>, CodecError> {
 /// See [`CodecError`]; the record is lost unless the frame can be read again.
 pub fn decode_record(frame: &[u8]) -> Result<Record, CodecError> {
     let record: RecordIn<'_> = decode(frame)?;
-    let mut attributes = record.attributes;
-    let noted = attributes.remove(NOTED);
-    let noted = noted.and_then(|noted| Noted::from_text(noted.as_str()?));
-    let content = |problem: String| CodecError::Content(problem);
-    let data = match record.kind {
-        KIND_ABSENT => Data::Absent,
-        KIND_JSON => Data::Json(record.data.to_vec()),
-        KIND_BASE64 => Data::Base64(
-            String::from_utf8(record.data.to_vec()).map_err(|e| content(e.to_string()))?,
-        ),
-        other => return Err(content(format!("kind of data {other}"))),
-    };
-    let mut event = Event::new(attributes, data).map_err(|e| content(e.to_string()))?;
-    if let Some(noted) = noted {
-        event.note(noted);
+    record.into_record()
+}
+
+/// Reads the frame of a record as the JSON in which it is published, without making an event of it in between, except
+/// where something is noted beside it: then `present` may have to correct its times first.
+///
+/// # Errors
+/// As those of [`decode_record`].
+pub fn decode_structured(
+    frame: &[u8],
+    present: impl FnOnce(Record) -> Record,
+) -> Result<Structured, CodecError> {
+    let record: RecordIn<'_> = decode(frame)?;
+    if record.attributes.get(NOTED).is_some() {
+        return Ok(Structured::from(&present(record.into_record()?)));
     }
-    Ok(Record {
-        lane: Lane::from_str(record.lane).map_err(|e| content(e.to_string()))?,
+    let text = |name| record.attributes.get(name).map(str::to_owned);
+    Ok(Structured {
+        lane: record.lane()?,
         position: Position(record.position),
-        sequence: record.sequence,
-        accepted_ms: record.accepted_ms,
-        event,
+        id: text("id").unwrap_or_default(),
+        source: text("source").unwrap_or_default(),
+        expirytime: text("expirytime"),
+        json: json::write(&record.attributes.0, record.data()?),
     })
 }
 
@@ -264,6 +343,8 @@ mod tests {
             assert_eq!(record.event, json::parse(text.as_bytes()).unwrap());
             assert_eq!((record.lane, record.position), (Lane::Alert, Position(7)));
             assert_eq!((record.sequence, record.accepted_ms), (3, 1_795_000_000_123));
+            let structured = decode_structured(&encoded(text), |record| record).unwrap();
+            assert_eq!(structured, Structured::from(&record));
         }
     }
 

@@ -18,6 +18,8 @@ use crate::event::{Event, Lane, Losses, Noted, Value};
 
 /// Parts of unreadable records that are kept for somebody to look at; then only their loss is told.
 const MAX_SET_ASIDE: usize = 256;
+/// Records that are removed together where a backlog is drained.
+const DRAINED: usize = 128;
 /// Pairs that are read at a time in search of the first record of a lane.
 const HEAD_PAIRS: usize = 16;
 
@@ -230,7 +232,7 @@ impl<'a, S: Store> Group<'a, S> {
             return Ok(Vec::new());
         }
         self.find_heads()?;
-        self.delete_removed(wait);
+        self.delete_removed();
         let dead_change = !self.dead.is_empty() || !self.buried.is_empty();
         self.tell_of_room()?;
         let untold = self.tell()?;
@@ -293,10 +295,12 @@ impl<'a, S: Store> Group<'a, S> {
 
     /// Before its head a lane holds nothing, whatever the store still has there. So while a backlog is drained only the head is
     /// written of what goes in the order in which it came. Else the keys go at once: a value that goes soon
-    /// after it came is not written once more with those beside it.
-    fn delete_removed(&mut self, wait: Wait) {
+    /// after it came is not written once more with those beside it, and what gives way makes room.
+    fn delete_removed(&mut self) {
+        let told = [&self.evicted, &self.expired, &self.purged];
+        let drains = self.removed.len() >= DRAINED && told.iter().all(|losses| losses.is_empty());
         for (&(lane, position), &parts) in &self.removed {
-            if wait == Wait::No && position.0 < self.state.heads[lane.index()] {
+            if drains && position.0 < self.state.heads[lane.index()] {
                 continue;
             }
             for part in 0..parts {

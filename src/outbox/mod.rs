@@ -70,11 +70,11 @@ pub use dead::{DeadLetter, MAX_DEAD_LETTERS};
 pub use error::OutboxError;
 pub use group::Group;
 pub use memo::{MAX_MEMO_BYTES, Memo, check_memo};
-pub use page::{Damage, Page};
+pub use page::{Damage, Page, Placed};
 pub use queue::{
     Accepted, Chronicle, Levels, MAX_COMMIT_BYTES, MAX_COMMIT_EVENTS, MAX_SOURCE_BYTES,
-    MAX_SOURCES, Outbox, PageLimit, Position, Record, Salvaged, check_batch, event_bytes,
-    sequence_text,
+    MAX_SOURCES, Outbox, PageLimit, Position, Record, Salvaged, Structured, check_batch,
+    event_bytes, sequence_text,
 };
 pub use room::Limits;
 pub use store::{Batch, Pair, Store, StoreError};

@@ -1,8 +1,8 @@
 //! Reading: puts the parts of consecutive records together, and passes over what is damaged.
 
-use super::codec;
+use super::codec::CodecError;
 use super::keys::{self, Joining};
-use super::queue::{PageLimit, Position, Record};
+use super::queue::{PageLimit, Position, Record, Structured};
 use crate::event::Lane;
 
 /// A record that cannot be read: its bytes are not the ones that were written.
@@ -15,12 +15,39 @@ pub struct Damage {
 }
 
 /// What [`Outbox::read`](super::Outbox::read) found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Page {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page<T = Record> {
     /// The sound records, oldest first.
-    pub records: Vec<Record>,
+    pub records: Vec<T>,
     /// Those between them that cannot be read; bounded as the records are.
     pub damaged: Vec<Damage>,
+}
+
+impl<T> Default for Page<T> {
+    fn default() -> Self {
+        Self { records: Vec::new(), damaged: Vec::new() }
+    }
+}
+
+/// Makes a record of its frame.
+pub(super) type Decode<'a, T> = &'a dyn Fn(&[u8]) -> Result<T, CodecError>;
+
+/// Where a record says that it stands.
+pub trait Placed {
+    /// Lane and position.
+    fn place(&self) -> (Lane, Position);
+}
+
+impl Placed for Record {
+    fn place(&self) -> (Lane, Position) {
+        (self.lane, self.position)
+    }
+}
+
+impl Placed for Structured {
+    fn place(&self) -> (Lane, Position) {
+        (self.lane, self.position)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,18 +57,19 @@ pub(super) enum Full {
 }
 
 /// Takes the pairs of a lane in their order.
-pub(super) struct PageBuilder {
+pub(super) struct PageBuilder<'a, T> {
     lane: Lane,
     limit: PageLimit,
-    page: Page,
+    decode: Decode<'a, T>,
+    page: Page<T>,
     bytes: usize,
     /// The record whose parts are being read: `None` inside once it is known to be damaged.
     current: Option<(Position, Option<Joining>)>,
 }
 
-impl PageBuilder {
-    pub(super) fn new(lane: Lane, limit: PageLimit) -> Self {
-        Self { lane, limit, page: Page::default(), bytes: 0, current: None }
+impl<'a, T: Placed> PageBuilder<'a, T> {
+    pub(super) fn new(lane: Lane, limit: PageLimit, decode: Decode<'a, T>) -> Self {
+        Self { lane, limit, decode, page: Page::default(), bytes: 0, current: None }
     }
 
     pub(super) fn add(&mut self, key: &[u8], value: &[u8]) -> Full {
@@ -90,8 +118,8 @@ impl PageBuilder {
         if !self.page.records.is_empty() && self.bytes + frame.len() > self.limit.bytes {
             return Full::Yes;
         }
-        match codec::decode_record(&frame) {
-            Ok(record) if (record.lane, record.position) == (self.lane, position) => {
+        match (self.decode)(&frame) {
+            Ok(record) if record.place() == (self.lane, position) => {
                 self.bytes += frame.len();
                 self.page.records.push(record);
                 self.current = Some((position, None));
@@ -116,7 +144,7 @@ impl PageBuilder {
         self.current = Some((position, None));
     }
 
-    pub(super) fn finish(mut self, is_end: bool) -> Page {
+    pub(super) fn finish(mut self, is_end: bool) -> Page<T> {
         if let (true, Some((begun, Some(_)))) = (is_end, self.current.take()) {
             self.damaged(begun, "a part is missing");
         }

@@ -9,7 +9,7 @@ use super::codec;
 use super::error::OutboxError;
 use super::group::Group;
 use super::keys;
-use super::page::{Damage, Full, Page, PageBuilder};
+use super::page::{Damage, Decode, Full, Page, PageBuilder, Placed};
 use super::room::Limits;
 use super::store::{Pair, Store};
 use super::times::Times;
@@ -52,6 +52,37 @@ pub struct Record {
     pub accepted_ms: u64,
     /// The event, with `lane` and `sequence`.
     pub event: Event,
+}
+
+/// A record in the form in which it is published: structured mode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Structured {
+    /// Its lane.
+    pub lane: Lane,
+    /// Its place there.
+    pub position: Position,
+    /// The event's `id`.
+    pub id: String,
+    /// The event's `source`.
+    pub source: String,
+    /// The event's `expirytime`, if it has one.
+    pub expirytime: Option<String>,
+    /// The event, as [`json::to_vec`] writes it.
+    pub json: Vec<u8>,
+}
+
+impl From<&Record> for Structured {
+    fn from(Record { lane, position, event, .. }: &Record) -> Self {
+        let expirytime = event.attribute("expirytime").and_then(|value| value.as_str());
+        Self {
+            lane: *lane,
+            position: *position,
+            id: event.id().to_owned(),
+            source: event.source().to_owned(),
+            expirytime: expirytime.map(str::to_owned),
+            json: json::to_vec(event),
+        }
+    }
 }
 
 /// The outbox's word that an event is on stable storage.
@@ -362,15 +393,41 @@ impl<S: Store> Outbox<S> {
         after: Option<Position>,
         limit: PageLimit,
     ) -> Result<Page, OutboxError> {
+        self.read_as(lane, after, limit, &|frame| {
+            codec::decode_record(frame).map(|record| self.times.present(record))
+        })
+    }
+
+    /// As [`Self::read`], in the form in which records are published.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn read_structured(
+        &self,
+        lane: Lane,
+        after: Option<Position>,
+        limit: PageLimit,
+    ) -> Result<Page<Structured>, OutboxError> {
+        let present = |record| self.times.present(record);
+        self.read_as(lane, after, limit, &|frame| codec::decode_structured(frame, present))
+    }
+
+    fn read_as<T: Placed>(
+        &self,
+        lane: Lane,
+        after: Option<Position>,
+        limit: PageLimit,
+        decode: Decode<'_, T>,
+    ) -> Result<Page<T>, OutboxError> {
         let first = match after {
             None => Some(0),
             Some(Position(after)) => after.checked_add(1),
         };
         let Some(first) = first.filter(|_| limit.records > 0) else { return Ok(Page::default()) };
         let first = first.max(self.state.heads[lane.index()]);
-        let mut page = PageBuilder::new(lane, limit);
+        let mut page = PageBuilder::new(lane, limit, decode);
         let Some(next) = self.read_by_key(lane, first, &mut page)? else {
-            return Ok(self.presented(page.finish(false)));
+            return Ok(page.finish(false));
         };
         let by_key = page.records();
         let (mut from, to) = (next, keys::lane_end(lane));
@@ -393,11 +450,11 @@ impl<S: Store> Outbox<S> {
 
     /// Nearly always records stand one behind the other: then each is found by its key, which costs a store less than
     /// going from one to the next. `None` once the page is full; else the key from which to go on in passing.
-    fn read_by_key(
+    fn read_by_key<T: Placed>(
         &self,
         lane: Lane,
         first: u64,
-        page: &mut PageBuilder,
+        page: &mut PageBuilder<'_, T>,
     ) -> Result<Option<Vec<u8>>, OutboxError> {
         let mut from = keys::part(lane, Position(first), 0);
         for position in first..self.state.next_position[lane.index()] {
@@ -427,29 +484,28 @@ impl<S: Store> Outbox<S> {
     /// again.
     ///
     /// A lane that counts records and holds none has lost them where nothing noticed.
-    fn agreed(&self, lane: Lane, page: Page, by_key: usize) -> Result<Page, OutboxError> {
+    fn agreed<T: Placed>(
+        &self,
+        lane: Lane,
+        page: Page<T>,
+        by_key: usize,
+    ) -> Result<Page<T>, OutboxError> {
         let counted = self.state.records[lane.index()];
         let is_empty = page.records.is_empty() && page.damaged.is_empty();
         if is_empty && counted > 0 && self.first_pairs(lane, Position(0), 1)?.is_empty() {
             let cause = format!("lane {lane} counts {counted} records and holds none");
             return Err(OutboxError::StateDamaged { cause });
         }
-        for Record { position, .. } in page.records.iter().skip(by_key) {
+        for record in page.records.iter().skip(by_key) {
+            let (_, position) = record.place();
             let found =
-                self.store.peek(&keys::part(lane, *position, 0), 0).map_err(OutboxError::Read)?;
+                self.store.peek(&keys::part(lane, position, 0), 0).map_err(OutboxError::Read)?;
             if found.is_none() {
                 let cause = format!("record {lane}/{position} stands in its lane and is not found");
                 return Err(OutboxError::StateDamaged { cause });
             }
         }
-        Ok(self.presented(page))
-    }
-
-    /// With the times that its records should have had.
-    fn presented(&self, page: Page) -> Page {
-        let records = page.records.into_iter();
-        let records = records.map(|record| self.times.present(record)).collect();
-        Page { records, ..page }
+        Ok(page)
     }
 
     /// Records in each lane. Index: [`Lane::index`].

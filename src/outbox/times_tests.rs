@@ -5,7 +5,7 @@ use crate::clock::Rng;
 use crate::event::catalogue::{Maker, Occurrence};
 use crate::event::{Event, Lane, json};
 use crate::outbox::memory::MemoryStore;
-use crate::outbox::{MAX_COMMIT_EVENTS, PageLimit};
+use crate::outbox::{MAX_COMMIT_EVENTS, PageLimit, Structured};
 
 const ALL: PageLimit = PageLimit { records: MAX_COMMIT_EVENTS, bytes: usize::MAX };
 /// When the story begins, by the true clock.
@@ -93,7 +93,10 @@ impl Device {
     }
 
     fn read(&self) -> Vec<Record> {
-        self.outbox.page(Lane::Status, None, ALL).unwrap()
+        let page = self.outbox.page(Lane::Status, None, ALL).unwrap();
+        let published = self.outbox.read_structured(Lane::Status, None, ALL).unwrap();
+        assert!(published.records.into_iter().eq(page.iter().map(Structured::from)));
+        page
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::handle::{Bounds, Census, Purge, Reply, Request};
 use super::{Disk, Writer};
 use crate::event::{Lane, Losses};
-use crate::outbox::{Damage, Group, OutboxError, Page, PageLimit, Position, Record, Store};
+use crate::outbox::{Damage, Group, Outbox, OutboxError, Page, PageLimit, Placed, Position, Store};
 
 /// Dead letters that are put back with one commit at most: with 64 KiB each as much as one takes.
 const REQUEUED_AT_ONCE: usize = 16;
@@ -59,8 +59,13 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
                 self.answer(letters, reply, again)?;
             }
             Request::Page { lane, after, limit, reply } => {
-                let page = self.page(lane, after, limit);
+                let page = self.page(lane, after, limit, Outbox::read);
                 self.answer(page, reply, |reply| Request::Page { lane, after, limit, reply })?;
+            }
+            Request::Structured { lane, after, limit, reply } => {
+                let page = self.page(lane, after, limit, Outbox::read_structured);
+                let again = |reply| Request::Structured { lane, after, limit, reply };
+                self.answer(page, reply, again)?;
             }
         }
         Ok(())
@@ -141,17 +146,18 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         Ok(done)
     }
 
-    fn page(
+    fn page<T: Placed>(
         &mut self,
         lane: Lane,
         mut after: Option<Position>,
         limit: PageLimit,
-    ) -> Result<Vec<Record>, OutboxError> {
+        read: impl Fn(&Outbox<S>, Lane, Option<Position>, PageLimit) -> Result<Page<T>, OutboxError>,
+    ) -> Result<Vec<T>, OutboxError> {
         loop {
-            let Page { mut records, damaged } = self.outbox.read(lane, after, limit)?;
-            let last = records.last().map(|record| record.position);
+            let Page { mut records, damaged } = read(&self.outbox, lane, after, limit)?;
+            let last = records.last().map(|record| record.place().1);
             let last = last.max(damaged.last().map(|damage| damage.position));
-            records.retain(|record| !self.pending.removals.contains(&(lane, record.position)));
+            records.retain(|record| !self.pending.removals.contains(&record.place()));
             for damage in damaged {
                 self.note_damage(lane, damage)?;
             }

@@ -6,7 +6,7 @@ use super::{QUEUED_REQUESTS, Settings};
 use crate::event::{Event, Lane, Losses};
 use crate::outbox::{
     Accepted, DeadLetter, Levels, Limits, Memo, OutboxError, PageLimit, Position, Record,
-    check_batch, check_memo,
+    Structured, check_batch, check_memo,
 };
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, OutboxError>>;
@@ -47,6 +47,12 @@ pub(super) enum Request {
         limit: PageLimit,
         reply: Reply<Vec<Record>>,
     },
+    Structured {
+        lane: Lane,
+        after: Option<Position>,
+        limit: PageLimit,
+        reply: Reply<Vec<Structured>>,
+    },
 }
 
 impl Request {
@@ -61,6 +67,7 @@ impl Request {
             Self::Census { reply } => refuse(reply, error),
             Self::DeadLetters { reply, .. } => refuse(reply, error),
             Self::Page { reply, .. } => refuse(reply, error),
+            Self::Structured { reply, .. } => refuse(reply, error),
         }
     }
 }
@@ -264,6 +271,19 @@ impl OutboxHandle {
         limit: PageLimit,
     ) -> Result<Vec<Record>, OutboxError> {
         self.ask(|reply| Request::Page { lane, after, limit, reply }).await
+    }
+
+    /// As [`Self::page`], in the form in which records are published.
+    ///
+    /// # Errors
+    /// As those of [`Self::page`].
+    pub async fn structured(
+        &self,
+        lane: Lane,
+        after: Option<Position>,
+        limit: PageLimit,
+    ) -> Result<Vec<Structured>, OutboxError> {
+        self.ask(|reply| Request::Structured { lane, after, limit, reply }).await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, OutboxError> {
