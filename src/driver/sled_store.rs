@@ -208,8 +208,6 @@ impl SledStore {
         let (places, locked) = (Places::default(), locked.clone());
         let mut store =
             Self { db, path, marks, places, full, max_size, unlooked, short: false, locked };
-        let places = store.guarded("read outbox in", Places::find);
-        store.places = places.map_err(|StoreError(cause)| OpenError::Engine { cause })?;
         sync_file(&directory.join("conf"))?;
         sync_directory(&directory)?;
         sync_directory(root)?;

@@ -15,7 +15,7 @@
 //!   a value or without, go with later commits, [`GONE`] positions or more at a time, and the last [`GONE`] before the head stay: so whole leaves go,
 //!   and no record that is still of use is written anew for it.
 //! - A commit clears away twice as many keys and bytes as it brings, and [`GONE`] keys at least; where room is short eight times
-//!   as many, and none before the head stays. What is applied and not waited for clears away next to nothing: a backlog
+//!   as many ([`MOST`] keys), and none before the head stays. What is applied and not waited for clears away next to nothing: a backlog
 //!   is drained without one write for each of its records. What is left of them goes faster than new ones come, or,
 //!   mostly, stays behind in the file that is replaced by a fresh one.
 //! - An empty value is none. The store shows it to nobody, and the outbox stores none.
@@ -31,38 +31,21 @@ use crate::outbox::{Batch, Position, keys};
 const AHEAD: u64 = 64;
 /// Positions before the head of a lane whose keys stay, and that are cleared away together at least.
 const GONE: u64 = 64;
+/// Keys that one commit clears away at most.
+const MOST: usize = 4096;
 
 /// See the [module](self). Index of all: [`Lane::index`].
 #[derive(Debug, Default)]
 pub(super) struct Places {
-    /// Behind the last key of each lane.
+    /// Behind the last place that this process has made. One that another has left is made once more, which sled does not write.
     made: [u64; 3],
-    /// At or before the first key of each lane.
+    /// At or before the first key of each lane; not known before something is cleared away.
     cleared: [u64; 3],
     /// Where each lane begins for the outbox.
     heads: [u64; 3],
 }
 
 impl Places {
-    /// What another process has left.
-    ///
-    /// # Errors
-    /// sled cannot read the beginning or the end of a lane.
-    pub(super) fn find(db: &sled::Db) -> Result<Self, sled::Error> {
-        let mut places = Self::default();
-        for lane in Lane::ALL {
-            let (from, end) = (keys::part(lane, Position(0), 0), keys::lane_end(lane));
-            let mut all = db.range(from.as_slice()..end.as_slice());
-            let first = all.next().transpose()?.and_then(|(key, _)| keys::parse_part(&key));
-            let Some((Position(first), _)) = first else { continue };
-            places.cleared[lane.index()] = first;
-            let last = db.get_lt(&end)?.and_then(|(key, _)| keys::parse_part(&key));
-            let (Position(last), _) = last.unwrap_or((Position(first), 0));
-            places.made[lane.index()] = last.saturating_add(1);
-        }
-        Ok(places)
-    }
-
     /// The records of a lane before this one are of no more use.
     pub(super) fn discard(&mut self, lane: Lane, first: Position) {
         self.heads[lane.index()] = first.0;
@@ -157,6 +140,7 @@ const NOTHING: &[u8] = &[];
 pub(super) struct Surplus {
     keys: usize,
     bytes: usize,
+    most: usize,
     /// For each key and byte that it brings.
     times: usize,
     /// Positions before the head that stay.
@@ -165,7 +149,8 @@ pub(super) struct Surplus {
 
 impl Surplus {
     /// Of a commit that somebody waits for.
-    pub(super) const COMMIT: Self = Self { keys: GONE as usize, bytes: 0, times: 2, stay: GONE };
+    pub(super) const COMMIT: Self =
+        Self { keys: GONE as usize, bytes: 0, most: MOST, times: 2, stay: GONE };
     /// The same where the files are near the size that they may have.
     pub(super) const SHORT: Self = Self { times: 8, stay: 0, ..Self::COMMIT };
     /// Of what is applied and nobody waits for.
@@ -178,7 +163,8 @@ impl Surplus {
 
     /// False if it is used up.
     fn take(&mut self, bytes: usize) -> bool {
-        let some = self.keys > 0 || self.bytes > 0;
+        let some = self.most > 0 && (self.keys > 0 || self.bytes > 0);
+        self.most = self.most.saturating_sub(1);
         self.keys = self.keys.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(bytes);
         some
