@@ -16,6 +16,8 @@ inherit allarch
 FILESEXTRAPATHS:prepend := "${THISDIR}/../../../../models:"
 SRC_URI = "file://hama-${PV}/"
 
+# scarthgap unpacks into WORKDIR and knows no other place.
+UNPACKDIR ??= "${WORKDIR}"
 S = "${UNPACKDIR}/hama-${PV}"
 
 do_configure[noexec] = "1"

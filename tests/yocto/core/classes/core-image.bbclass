@@ -1,0 +1,1 @@
+# Only inherited: nothing of it is needed to parse the recipes.
