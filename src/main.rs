@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use hark::cli::{self, Cli, exit};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer, fmt};
+use tracing_subscriber::{Layer, fmt};
 
 fn main() -> ExitCode {
     hark::driver::sys::share_one_heap();
@@ -33,8 +34,11 @@ fn main() -> ExitCode {
 
 /// To the journal with its fields under systemd, else to standard error; `HARK_LOG` says how much.
 fn log(default_level: &str) {
-    let filter =
-        EnvFilter::try_from_env("HARK_LOG").unwrap_or_else(|_| EnvFilter::new(default_level));
+    let filter: Targets = std::env::var("HARK_LOG")
+        .ok()
+        .and_then(|wanted| wanted.parse().ok())
+        .or_else(|| default_level.parse().ok())
+        .unwrap_or_default();
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     let output = match journal {
         Some(journal) => journal.boxed(),
