@@ -5,7 +5,7 @@
 //!   its lane asks for more ([`Confirm::Receipt`]) only after a receipt that names it.
 //! - The most urgent record goes next: no record of a lane is handed out while one of a higher lane
 //!   waits. What the session already has is the only head start, and that is bounded: of the lanes below
-//!   alerts at most three quarters of the window, and at most as many bytes as `pace` allows (8 KiB
+//!   alerts at most three quarters of the window, or all of it but eight, and at most as many bytes as `pace` allows (8 KiB
 //!   on a slow link).
 //! - Within a lane records go in the order of their positions, except those that were refused or that
 //!   no receipt came for.
@@ -47,6 +47,8 @@ const PAGE: PageLimit = PageLimit { records: 128, bytes: 128 * 1024 };
 /// So many pages are held: the next is wanted as soon as one is used up, so that it is there when the others are gone. A
 /// commit, behind which it may have to wait, takes as long as some hundred publishes.
 const PAGES: usize = 4;
+/// Slots of the window that are kept for alerts at most; more alerts at once wait for a PUBACK each.
+const ALERT_SLOTS: usize = 8;
 /// Refused records that wait for their next turn; while there are so many, the lanes below
 /// alerts rest, and at four times as many alerts too.
 pub const MAX_DEFERRED: usize = 64;
@@ -286,7 +288,8 @@ impl Forwarder {
     }
 
     fn source(&self, now: Instant) -> Option<Source> {
-        let lower_slots = self.window - (self.window / 4).max(1).min(self.window - 1);
+        let for_alerts = (self.window / 4).clamp(1, ALERT_SLOTS).min(self.window - 1);
+        let lower_slots = self.window - for_alerts;
         Lane::ALL.into_iter().find_map(|lane| {
             let (most, limit) = match lane {
                 Lane::Alert => (4 * MAX_DEFERRED, self.window),

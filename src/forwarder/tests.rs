@@ -418,8 +418,8 @@ fn silence_poisons_a_reading_only_while_others_get_through_and_never_an_alert() 
 
 #[test]
 fn slots_of_the_window_are_left_to_alerts() {
-    let backlog: Vec<_> = (1..=20).map(|n| (Lane::Telemetry, n)).collect();
-    for (window, lower) in [(8, 6), (4, 3), (2, 1), (1, 1)] {
+    let backlog: Vec<_> = (1..=60).map(|n| (Lane::Telemetry, n)).collect();
+    for (window, lower) in [(60, 52), (40, 32), (32, 24), (8, 6), (4, 3), (2, 1), (1, 1)] {
         let mut bench = Bench::new(&backlog);
         bench.connect(window);
         assert_eq!(bench.ids().len(), lower, "window {window}");
