@@ -1,10 +1,13 @@
 //! The decision: which of the places where a phrase fits are reported.
 //!
-//! One *sure* hit, at or above the threshold, is enough. People in need repeat themselves, though
-//! ("Hilfe! … Hilfe!"), and two *faint* hits say more than one: two of the same cry within
-//! [`REPEAT_WITHIN`] count together as `1 − (1 − a)(1 − b)`, the chance that not both are wrong if
-//! the scores were chances and independent. They are neither, which is why a hit counts as faint
-//! only from [`FAINT`] of the threshold on: below that other people's talk gives too many.
+//! One *sure* hit, at or above the threshold, is enough. Two *faint* ones say more than one:
+//!
+//! - The same word in two windows: the better one and [`AGAIN`] of the next best. The model is wrong about what is said
+//!   in one position more often than in two (`docs/voice.md`).
+//! - People in need repeat themselves ("Hilfe! … Hilfe!"): two utterances of the same cry within
+//!   [`REPEAT_WITHIN`] count together as `1 − (1 − a)(1 − b)`, the chance that not both are wrong if
+//!   the scores were chances and independent. They are neither, which is why a hit counts as faint
+//!   only from [`FAINT`] of the threshold on: below that other people's talk gives too many.
 //!
 //! After a detection, others are suppressed for the *cooldown*: one cry is one alarm.
 
@@ -12,6 +15,8 @@ use std::time::Duration;
 
 /// Two fits that end within this time are one utterance, seen in two windows.
 const SAME_UTTERANCE: Duration = Duration::from_millis(500);
+/// The part of the next best window's score that is added to the best one's.
+const AGAIN: f32 = 0.3;
 /// The longest between two cries that count together: who repeats a cry breathes once in between.
 const REPEAT_WITHIN: Duration = Duration::from_secs(4);
 /// The least score of a faint hit, as a part of the threshold.
@@ -20,12 +25,25 @@ const FAINT: f32 = 0.75;
 /// [`REPEAT_WITHIN`].
 const REMEMBERED: usize = 8;
 
-/// A hit below the threshold, waiting for its repetition.
+/// An utterance below the threshold, waiting for another window or its repetition.
 #[derive(Debug, Clone, Copy)]
 struct Faint {
     cry: usize,
     at: Duration,
-    score: f32,
+    /// Scores of the two windows in which it was heard best.
+    best: f32,
+    next: f32,
+}
+
+impl Faint {
+    fn learn(&mut self, score: f32) {
+        self.next = self.next.max(score.min(self.best));
+        self.best = self.best.max(score);
+    }
+
+    fn score(self) -> f32 {
+        (self.best + AGAIN * self.next).min(1.0)
+    }
 }
 
 /// Decides over the hits of one stream, which come about in the order of time.
@@ -63,15 +81,20 @@ impl Decision {
     }
 
     /// Takes a hit that ends `at`; `cry` is the same number for phrases that are one cry ("help"
-    /// and "help me"). Returns its score, together with a repetition where it needs one, `None` where
+    /// and "help me"). Returns its score, together with other windows and a repetition where there are any, `None` where
     /// there is nothing to report.
     pub(super) fn weigh(&mut self, cry: usize, at: Duration, score: f32) -> Option<f32> {
-        if self.is_cooling_down(at) {
+        if self.is_cooling_down(at) || score < self.lowest() {
             return None;
         }
+        self.faint.retain(|faint| at.abs_diff(faint.at) <= REPEAT_WITHIN);
+        let own = self.faint.iter().filter(|faint| faint.cry == cry);
+        let apart = own.filter(|faint| at.abs_diff(faint.at) >= SAME_UTTERANCE);
+        let before = apart.map(|faint| faint.score()).fold(0.0, f32::max);
         // One that is sure is remembered as well: it may be doubted, and then counts towards the next.
-        let together = self.repeated(cry, at, score);
-        if self.is_sure(score) { Some(together.unwrap_or(score)) } else { together }
+        let now = self.utterance(cry, at, score).score();
+        let together = if before > 0.0 { 1.0 - (1.0 - now) * (1.0 - before) } else { now };
+        self.is_sure(together).then_some(together)
     }
 
     /// What ends `at` is reported, and others are suppressed for a while.
@@ -80,29 +103,19 @@ impl Decision {
         self.faint.clear();
     }
 
-    /// The score of a faint hit together with its best repetition, if that is enough; else it is
-    /// remembered.
-    fn repeated(&mut self, cry: usize, at: Duration, score: f32) -> Option<f32> {
-        if score < self.lowest() {
-            return None;
+    /// The utterance that this hit is a window of, the hit included. It is remembered.
+    fn utterance(&mut self, cry: usize, at: Duration, score: f32) -> Faint {
+        let mut seen = self.faint.iter_mut();
+        let same = |faint: &&mut Faint| faint.cry == cry && at.abs_diff(faint.at) < SAME_UTTERANCE;
+        if let Some(faint) = seen.find(same) {
+            faint.learn(score);
+            return *faint;
         }
-        self.faint.retain(|faint| at.abs_diff(faint.at) <= REPEAT_WITHIN);
-        let apart = |faint: &&Faint| at.abs_diff(faint.at) >= SAME_UTTERANCE;
-        let before = self.faint.iter().filter(|faint| faint.cry == cry).filter(apart);
-        let best = before.map(|faint| faint.score).fold(0.0, f32::max);
-        let together = 1.0 - (1.0 - score) * (1.0 - best);
-        if best > 0.0 && self.is_sure(together) {
-            return Some(together);
-        }
-        let seen = self.faint.iter_mut();
-        let mut same = seen.filter(|f| f.cry == cry && at.abs_diff(f.at) < SAME_UTTERANCE);
-        match same.next() {
-            Some(faint) => faint.score = faint.score.max(score),
-            None => self.faint.push(Faint { cry, at, score }),
-        }
+        let faint = Faint { cry, at, best: score, next: 0.0 };
+        self.faint.push(faint);
         let excess = self.faint.len().saturating_sub(REMEMBERED);
         self.faint.drain(..excess);
-        None
+        faint
     }
 }
 
@@ -153,11 +166,23 @@ mod tests {
     }
 
     #[test]
-    fn the_same_utterance_in_two_windows_is_no_repetition() {
+    fn the_same_utterance_in_two_windows_says_more_than_in_one_and_less_than_a_repetition() {
         let mut decision = decision();
-        assert_eq!(decision.hear(0, ms(1_000), 0.5), None);
-        assert_eq!(decision.hear(0, ms(1_100), 0.55), None);
-        assert_eq!(decision.hear(0, ms(900), 0.5), None);
+        assert_eq!(decision.hear(0, ms(1_000), 0.46), None);
+        let again = decision.hear(0, ms(1_100), 0.5).unwrap();
+        assert!((again - (0.5 + AGAIN * 0.46)).abs() < 1e-6, "{again}");
+        assert!(again < 1.0 - 0.5 * 0.54);
+    }
+
+    #[test]
+    fn a_third_window_counts_only_if_it_is_better_than_one_of_the_two() {
+        let mut faint = Faint { cry: 0, at: ms(0), best: 0.45, next: 0.0 };
+        for score in [0.2, 0.1, 0.15] {
+            faint.learn(score);
+        }
+        assert_eq!((faint.best, faint.next), (0.45, 0.2));
+        faint.learn(0.5);
+        assert_eq!((faint.best, faint.next), (0.5, 0.45));
     }
 
     #[test]

@@ -125,6 +125,8 @@ pub struct Detector {
     position: u64,
     /// Where a phrase that is heard now, too close to the end of the window, will be far enough from it.
     again_at: Option<u64>,
+    /// Where the last window ended, and the frames at its end in which nothing was to end.
+    looked: Option<(u64, usize)>,
     windows_run: u64,
     /// Wanted by [`Detector::keep_scores`].
     scores: Option<Vec<ScorePoint>>,
@@ -168,6 +170,7 @@ impl Detector {
             active: Vec::with_capacity(WINDOW_BLOCKS + 1),
             position: 0,
             again_at: None,
+            looked: None,
             windows_run: 0,
             scores: None,
             scored_until: Duration::ZERO,
@@ -270,13 +273,21 @@ impl Detector {
         }
         self.windows_run += 1;
         self.again_at = None;
+        let looked = self.looked.replace((self.position, margin));
+        let before = looked.filter(|&(position, _)| position == self.position);
         let window = leveled(&self.sound);
         let log_probs = self.model.log_probs(window.clone())?;
         let frames = Frames::new(&log_probs, self.model.inventory().len());
         self.score_points(frames, margin);
         let sure = |c: &Candidate| self.is_sure(c);
         for candidate in best_of_overlapping(self.candidates(frames), &self.phrases, sure) {
-            let too_late = (candidate.fit.end + margin + 1).saturating_sub(WINDOW_FRAMES);
+            let end = candidate.fit.end + 1;
+            let too_late = |margin: usize| (end + margin).saturating_sub(WINDOW_FRAMES);
+            // The end of a stream is looked at twice. The same window again says nothing new.
+            if before.is_some_and(|(_, margin)| too_late(margin) == 0) {
+                continue;
+            }
+            let too_late = too_late(margin);
             if too_late == 0 {
                 self.weigh(candidate, &window, detections);
             } else if self.is_sure(&candidate) && self.again_at.is_none() {

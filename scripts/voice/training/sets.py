@@ -18,6 +18,16 @@ def group(row):
     return "confusable" if confusable else row["phrase"]
 
 
+def in_babble(rng, clip, talk):
+    """`clip` with a second before and half a second after in a room, over babble 10 dB below the voice."""
+    voice = rooms.trimmed(clip)
+    sound = numpy.pad(voice, (windows.RATE, windows.RATE // 2)).astype("float32")
+    level = numpy.std(voice)
+    sound = rooms.in_room(rng, sound, rng.uniform(0.3, 1.0))
+    sound = sound + rooms.noise(rng, len(sound), talk, 2) * level * 10 ** (-10 / 20)
+    return 0.5 * sound / numpy.abs(sound).max()
+
+
 def main(corpus):
     rows = [row for row in csv.DictReader(open(corpus / "corpus.csv")) if row["part"] == "held_out"]
     others = [corpus / row["path"] for row in rows if row["label"] == "non-trigger"]
@@ -32,12 +42,8 @@ def main(corpus):
         if path.exists():
             continue
         rng = numpy.random.default_rng([7, number])
-        voice = rooms.trimmed(windows.read(corpus / row["path"]))
-        sound = numpy.pad(voice, (windows.RATE, windows.RATE // 2)).astype("float32")
-        level = numpy.std(voice)
-        sound = rooms.in_room(rng, sound, rng.uniform(0.3, 1.0))
-        sound = sound + rooms.noise(rng, len(sound), talk, 2) * level * 10 ** (-10 / 20)
-        soundfile.write(path, 0.5 * sound / numpy.abs(sound).max(), windows.RATE, subtype="PCM_16")
+        sound = in_babble(rng, windows.read(corpus / row["path"]), talk)
+        soundfile.write(path, sound, windows.RATE, subtype="PCM_16")
     for name, lines in (("clean", clean), ("noisy", noisy)):
         with open(corpus / f"{name}.csv", "w", newline="") as file:
             csv.writer(file).writerows([COLUMNS, *lines])
