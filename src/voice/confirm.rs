@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! score   0 ──────── doubtful ──────── threshold ──────── certain ──────── 1
-//!           nothing    │ reported only if    │ reported unless the  │ reported at once,
-//!                      │ the recogniser finds│ recogniser finds the │ nobody is asked
-//!                      │ the word probable   │ word improbable      │
+//!           nothing    │ reported only if    │ reported unless the   │ reported at once,
+//!                      │ the recogniser finds│ recogniser finds the  │ nobody is asked
+//!                      │ the word probable   │ word all but impossible
 //! ```
 //!
-//! How probable it has to find the word falls with the score, by a factor of ten for each [`TENFOLD`]: see [`Confirmer::needed`]. The
+//! How probable a faint word has to be falls with its score, by a factor of ten for each [`TENFOLD`]: see [`Confirmer::needed`]. The
 //! recogniser works beside the stream. An answer is waited for at most [`PATIENCE`] of the
 //! stream; if there is none by then, or it failed, the first stage's decision stands: this errs on
 //! the side of helping. A word is looked at in two windows, since a recogniser hears the same word
@@ -25,12 +25,14 @@ use super::Detection;
 const PATIENCE: Duration = Duration::from_millis(700);
 /// From here on nobody is asked. Measured in `docs/voice.md`: of a lone cry the recogniser makes little, over babble less, so
 /// above this its no would cost more cries than it saves alarms.
-const CERTAIN: f32 = 0.75;
+const CERTAIN: f32 = 0.9;
 /// The least score that the recogniser is asked about, as a part of the threshold.
 const DOUBTFUL: f32 = 0.5;
-/// How probable the word has to be in one of the windows at a score of just the threshold: a word that is not there is rarely
-/// that probable, one that is there nearly always, though another may be more so.
+/// How probable the word has to be in one of the windows beside a score of just below the threshold. One that is there is nearly
+/// always that probable, though another may be more so.
 const NEEDED: f32 = 0.02;
+/// Less than this in every window withdraws a hit that is sure by itself: what other people say instead.
+const IMPOSSIBLE: f32 = 0.002;
 /// A score that is lower by this much needs a word ten times as probable.
 const TENFOLD: f32 = 0.2;
 /// Windows in which one doubt is looked at.
@@ -181,7 +183,11 @@ impl Confirmer {
 
     /// How probable the word has to be beside a score of the first stage.
     fn needed(&self, score: f32) -> f32 {
-        NEEDED * 10f32.powf((self.threshold - score) / TENFOLD)
+        if score >= self.threshold {
+            IMPOSSIBLE
+        } else {
+            NEEDED * 10f32.powf((self.threshold - score) / TENFOLD)
+        }
     }
 
     fn is_heard(&self, doubt: &Doubt) -> bool {
@@ -190,9 +196,11 @@ impl Confirmer {
 
     fn verdict(&self, doubt: Doubt) -> Option<Detection> {
         let heard = self.is_heard(&doubt);
-        let Doubt { mut detection, known, looks, .. } = doubt;
+        let Doubt { mut detection, known, probability, looks, .. } = doubt;
         if heard {
-            detection.agreement = Agreement::Confirmed;
+            if probability >= NEEDED {
+                detection.agreement = Agreement::Confirmed;
+            }
             return Some(detection);
         }
         // Withdrawn only if every look said no: on a slow board the second comes too late.
@@ -281,6 +289,13 @@ mod tests {
         assert_eq!(outcome(0.6, &[PERHAPS]), Some(Agreement::Confirmed));
         assert_eq!(outcome(0.3, &[PERHAPS, PERHAPS]), None);
         assert_eq!(outcome(0.3, &[PERHAPS, YES]), Some(Agreement::Confirmed));
+    }
+
+    #[test]
+    fn word_that_is_neither_probable_nor_impossible_is_the_first_stages_to_decide() {
+        let neither = Some(Some(0.01));
+        assert_eq!(outcome(0.6, &[neither]), Some(Agreement::FirstStage));
+        assert_eq!(outcome(0.4, &[neither, neither]), None);
     }
 
     #[test]
