@@ -221,10 +221,10 @@ fn sure_cry_is_reported_whatever_the_recogniser_says() {
 
 #[test]
 fn cry_that_the_first_stage_doubts_is_the_recognisers_to_decide() {
-    // Out of reach of the first stage, a repetition included, and not too faint to be asked about.
+    // Out of reach of each of its windows, and not too faint to be asked about.
     assert_eq!(confirmed(0.95, Some(0.9)), [Agreement::Confirmed]);
     assert_eq!(confirmed(0.95, Some(0.001)), []);
-    assert_eq!(confirmed(0.95, None), []);
+    assert_eq!(confirmed(0.95, None), [Agreement::FirstStage], "two windows make it sure");
 }
 
 #[test]

@@ -111,7 +111,7 @@ impl Confirmer {
 
     /// Whether the recogniser is to be asked about a hit of this score.
     pub(super) fn is_doubtful(&self, score: f32) -> bool {
-        (self.lowest()..CERTAIN.max(self.threshold)).contains(&score)
+        score >= self.lowest() && (score < CERTAIN || score <= self.threshold)
     }
 
     /// Takes a hit that was found `now` in `window`. A word that is doubted already gets one more look.
