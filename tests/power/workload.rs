@@ -247,8 +247,11 @@ pub(crate) fn run(root: &Path, plan: Plan) -> Outbox<SledStore> {
     }
     let mut rng = Rng::from_seed(plan.seed);
     for commit in 0..plan.commits {
-        let first = plan.seed * 1_000_000 + commit as u64 * 100;
-        let noted = plan_commit(&mut rng, &promise, first, plan.large);
+        let first = plan.seed * 1_000_000 + commit as u64 * 1000;
+        let noted = match commit % BACKLOG_EVERY {
+            BACKLOG_AT if !plan.large => plan_backlog(&mut rng, first),
+            _ => plan_commit(&mut rng, &promise, first, plan.large),
+        };
         note(&noted.write("begin"));
         let mut group = outbox.begin(NOW).unwrap();
         let events: Vec<_> =
@@ -275,6 +278,18 @@ pub(crate) fn run(root: &Path, plan: Plan) -> Outbox<SledStore> {
     outbox
 }
 
+/// Now and then so many events come at once, and go at once, that their lane's head is moved and nothing is deleted.
+const BACKLOG: usize = 160;
+const DRAINED: usize = 130;
+const BACKLOG_EVERY: usize = 20;
+const BACKLOG_AT: usize = 5;
+
+fn plan_backlog(rng: &mut Rng, first: u64) -> Noted {
+    let lane = Lane::ALL[(rng.u64() % 3) as usize];
+    let appends = (0..BACKLOG as u64).map(|i| (lane, first + i, 20 + (rng.u64() % 400) as usize));
+    Noted { appends: appends.collect(), removals: Vec::new() }
+}
+
 fn plan_commit(rng: &mut Rng, promise: &Promise, first: u64, large: bool) -> Noted {
     let (count, smallest, spread) =
         if large { (9 + rng.u64() % 7, 40_000, 24_000) } else { (1 + rng.u64() % 3, 50, 1500) };
@@ -291,8 +306,15 @@ fn plan_commit(rng: &mut Rng, promise: &Promise, first: u64, large: bool) -> Not
     Noted { appends, removals }
 }
 
-/// Now and then a few removals that are not waited for.
+/// Now and then a few removals that are not waited for, and many where there is a backlog.
 fn plan_removal(rng: &mut Rng, promise: &Promise) -> Noted {
+    for lane in Lane::ALL {
+        let of_lane = promise.kept.keys().filter(|(l, _)| *l == lane);
+        let removals: Vec<_> = of_lane.take(DRAINED).copied().collect();
+        if removals.len() == DRAINED {
+            return Noted { appends: Vec::new(), removals };
+        }
+    }
     let want = if rng.u64().is_multiple_of(3) { rng.u64() % 6 } else { 0 };
     let removals = promise.kept.keys().take(want as usize).copied().collect();
     Noted { appends: Vec::new(), removals }
