@@ -30,6 +30,7 @@
 //!
 //! Blocking: `commit` waits for the device. Absent: a time limit on that wait.
 
+mod closing;
 mod places;
 
 use std::cell::Cell;
@@ -44,6 +45,7 @@ use super::marks::Marks;
 use super::sys;
 use crate::event::Lane;
 use crate::outbox::{Batch, Pair, Position, Store, StoreError};
+use closing::Closing;
 use places::{Places, Surplus};
 
 /// Bytes of a segment of sled's log. Fixed for the life of a store.
@@ -160,7 +162,7 @@ impl Locked {
 #[derive(Debug)]
 pub struct SledStore {
     // Dropped in this order: sled flushes and closes before the lock is given up.
-    db: sled::Db,
+    db: Closing<sled::Db>,
     path: PathBuf,
     marks: Option<Marks>,
     places: Places,
@@ -202,7 +204,7 @@ impl SledStore {
         if database.exists() {
             sync_file(&database)?;
         }
-        let db = open_sled(&directory)?;
+        let db = Closing::new(open_sled(&directory)?, closing::LIMIT);
         let (path, full) = (directory.clone(), Cell::new(None));
         let (max_size, unlooked) = (None, 0);
         let (places, locked) = (Places::default(), locked.clone());
