@@ -91,6 +91,7 @@ fn record(run: Run) -> Vec<Operation> {
         let aborted = output.status.signal() == Some(ABORTED);
         let as_planned = if end == "abort" { aborted } else { output.status.success() };
         assert!(as_planned, "{}", String::from_utf8_lossy(&output.stderr));
+        disk::drop_torn_note(&log);
     }
     disk::read_log(&log)
 }

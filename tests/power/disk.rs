@@ -33,6 +33,22 @@ pub(crate) enum Disk {
     NoJournal,
 }
 
+/// Cuts off a last note that an abort of the process, while another thread was writing it, left unfinished.
+pub(crate) fn drop_torn_note(path: &Path) {
+    let bytes = fs::read(path).unwrap();
+    let mut whole = 0;
+    while let Some(header) = bytes.get(whole..whole + 19) {
+        let path_length = usize::from(u16::from_le_bytes([header[1], header[2]]));
+        let length = u64::from_le_bytes(header[11..].try_into().unwrap()) as usize;
+        let end = whole + 19 + path_length + length;
+        if end > bytes.len() {
+            break;
+        }
+        whole = end;
+    }
+    fs::File::options().write(true).open(path).unwrap().set_len(whole as u64).unwrap();
+}
+
 /// Reads a log; `F` and `S` then count the operations they cover from its beginning.
 pub(crate) fn read_log(path: &Path) -> Vec<Operation> {
     let bytes = fs::read(path).unwrap();
