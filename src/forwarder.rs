@@ -264,7 +264,7 @@ impl Forwarder {
         let Structured { lane, position, id, source, expirytime, json } = record;
         // That it cannot be read, which is not seen, is no reason to hold it back.
         let event = (self.rules.mode == Mode::Binary).then(|| json::parse(&json).ok()).flatten();
-        let mut outgoing = Outgoing::new(0, Arc::clone(&self.topics[lane.index()]), json.into());
+        let mut outgoing = Outgoing::new(0, Arc::clone(&self.topics[lane.index()]), json);
         outgoing.content_type = Some(Arc::clone(&self.content_type));
         outgoing.urgent = lane == Lane::Alert;
         outgoing.expiry_s = expirytime.and_then(|at| expiry_s(&at, wall));
@@ -425,9 +425,9 @@ impl Forwarder {
         }
         for id in ids {
             let named = |f: &Flight| {
-                f.lane == lane && f.id == *id && source.is_none_or(|source| source == f.source)
+                f.lane == lane && *f.id == **id && source.is_none_or(|source| *source == *f.source)
             };
-            let done = |position| Settled { lane, position, id: id.clone() };
+            let done = |position| Settled { lane, position, id: id.as_str().into() };
             settled.extend(self.awaiting.take(lane, source, id).into_iter().map(done));
             // Its PUBACK is still to come, and the session must not lose count of it.
             for flight in self.flights.values_mut().filter(|f| named(f)) {
@@ -438,9 +438,9 @@ impl Forwarder {
                 settled.extend(self.deferred.remove(at).map(|(_, f)| done(f.position)));
             }
             let queue = &mut self.queues[lane.index()];
-            let read_again = queue
-                .again
-                .take_if(|(r, _)| r.id == *id && source.is_none_or(|source| source == r.source));
+            let read_again = queue.again.take_if(|(r, _)| {
+                *r.id == **id && source.is_none_or(|source| *source == *r.source)
+            });
             settled.extend(read_again.map(|(record, _)| done(record.position)));
         }
         let queue = &mut self.queues[lane.index()];

@@ -76,7 +76,7 @@ impl Model {
 }
 
 /// Reads a lane to its end and compares.
-fn check_lane<S: Store>(outbox: &Outbox<S>, model: &Model, lane: usize, limit: PageLimit) {
+fn check_lane<S: Store>(outbox: &mut Outbox<S>, model: &Model, lane: usize, limit: PageLimit) {
     let (mut after, mut expected) = (None, model.lanes[lane].iter());
     loop {
         let page = outbox.page(Lane::ALL[lane], after, limit).unwrap();
@@ -138,7 +138,7 @@ fn run<S: Store>(store: S, steps: Vec<Step>, reopen: impl Fn(S) -> S) {
                 assert_eq!(outbox.depth(), model.depth());
             }
             Step::Read { lane, records, bytes } => {
-                check_lane(&outbox, &model, lane, PageLimit { records, bytes });
+                check_lane(&mut outbox, &model, lane, PageLimit { records, bytes });
             }
             Step::Reopen => {
                 let store = reopen(outbox.into_store().into_inner());
@@ -152,7 +152,7 @@ fn run<S: Store>(store: S, steps: Vec<Step>, reopen: impl Fn(S) -> S) {
         }
     }
     for lane in 0..3 {
-        check_lane(&outbox, &model, lane, PageLimit { records: 100, bytes: usize::MAX });
+        check_lane(&mut outbox, &model, lane, PageLimit { records: 100, bytes: usize::MAX });
     }
 }
 

@@ -77,7 +77,7 @@ pub(crate) fn table() {
 /// The agent in a thread of its own.
 pub(crate) struct Agent {
     pub(crate) socket: std::path::PathBuf,
-    acknowledged: std::sync::mpsc::Receiver<(String, Instant)>,
+    acknowledged: std::sync::mpsc::Receiver<(std::sync::Arc<str>, Instant)>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -130,7 +130,7 @@ impl Agent {
         let accepted = began.elapsed();
         loop {
             let (other, at) = self.acknowledged.recv_timeout(Duration::from_secs(30)).unwrap();
-            if other == id {
+            if *other == id {
                 return (accepted, at.duration_since(began));
             }
         }

@@ -1,8 +1,8 @@
 //! How fast a stored backlog reaches the broker, and how soon an alert does, beside others.
 //!
-//! `scripts/bench uplink [EVENTS] [drain|latency|overtake]`: 100,000 events of 700 bytes, window 100, mosquitto
-//! without persistence on the loopback interface, all peers in each round. Ours reads a synced store and
-//! removes from it; the others have their messages in memory.
+//! `scripts/bench uplink [EVENTS] [drain|latency|overtake] [PEER]`: 100,000 events of 700 bytes, window 100, mosquitto
+//! without persistence on the loopback interface, all peers in each round, or hark alone and those whose name begins with PEER
+//! (`-`: none). Ours reads a synced store and removes from it; the others have their messages in memory.
 #![allow(clippy::disallowed_methods, reason = "real time is what is measured")]
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot be made ends with its reason")]
 
@@ -44,7 +44,7 @@ fn main() {
     let count = arguments.next().map_or(100_000, |text| text.parse().expect("EVENTS is a number"));
     let only = arguments.next().unwrap_or_default();
     if "drain".contains(&only) || only.is_empty() {
-        drain(count);
+        drain(count, &arguments.next().unwrap_or_default());
     }
     if "latency".contains(&only) || only.is_empty() {
         latency::table();
@@ -54,7 +54,7 @@ fn main() {
     }
 }
 
-fn drain(count: usize) {
+fn drain(count: usize, peer: &str) {
     let at = |run: &dyn Fn(u16) -> Duration| {
         let broker = Mosquitto::with(quiet());
         run(broker.port())
@@ -74,7 +74,11 @@ fn drain(count: usize) {
             runtime().block_on(peers::mosquitto_bridge(count))
         }),
     ];
-    let mut took = [const { Vec::new() }; 5];
+    let rows: Vec<_> = rows
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("hark") || name.starts_with(peer))
+        .collect();
+    let mut took = vec![Vec::new(); rows.len()];
     for _ in 0..ROUNDS {
         for ((_, run), took) in rows.iter().zip(&mut took) {
             took.push(run());
@@ -103,7 +107,11 @@ fn spread(values: impl Iterator<Item = f64>, digits: usize) -> String {
 async fn ours(port: u16, count: usize) -> Duration {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("outbox");
-    fill(&path, count);
+    // A thread of that name, so that a profile tells it from what is measured.
+    std::thread::scope(|scope| {
+        let fill = || fill(&path, count);
+        std::thread::Builder::new().name("fill".into()).spawn_scoped(scope, fill).unwrap();
+    });
     let text = format!(
         "[device]\nid = \"bench\"\n[audio]\ninput = \"none\"\n[outbox]\npath = {path:?}\n\
          [uplink]\nurl = \"mqtt://127.0.0.1:{port}\"\nwindow = {WINDOW}\n[ingest]\nsocket = \"\"\n[ops]\nlisten = \"\"\n"

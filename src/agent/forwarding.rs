@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use super::alarming::{AlarmHandle, Settle};
 use super::{BUDGET, Happening, Reporter};
 use crate::alarm::Actor;
-use crate::clock::{Clock, Rng};
+use crate::clock::{Clock, Rng, WallTime};
 use crate::downlink;
 use crate::driver::outbox_admin::{AskUnderWay, UnderWay};
 use crate::driver::outbox_writer::OutboxHandle;
@@ -38,6 +38,8 @@ const OUTGOING: usize = 32;
 const QUESTIONS: usize = 4;
 /// Changes of faults that wait to be reported.
 const CHANGES: usize = 64;
+/// So long the wall clock's last reading is good enough for what is published meanwhile.
+const WALL_FOR: Duration = Duration::from_secs(1);
 /// Alerts among the dead letters are offered again at most so often, however often the broker hangs up.
 const DEAD_EVERY: Duration = Duration::from_secs(60);
 /// The part that is at fault while an alert is a dead letter.
@@ -116,6 +118,7 @@ pub(super) fn start(supervisor: &mut Supervisor, plan: Plan, links: &Links, wire
             faults: Faults::default(),
             urgent: watch::Sender::new(false),
             off_first_path: None,
+            wall: (clock.now(), clock.wall()),
         };
         forward(plan.clone(), pump, report(reporter.clone(), changes), rng.fork(), stop)
     });
@@ -181,6 +184,8 @@ struct Pump {
     urgent: watch::Sender<bool>,
     /// Why the session stands, or is being tried, on another URL than the first.
     off_first_path: Option<String>,
+    /// The wall clock, and when it was read.
+    wall: (Instant, WallTime),
 }
 
 impl Pump {
@@ -207,10 +212,11 @@ impl Pump {
             tokio::select! {
                 notice = notices.recv() => match notice {
                     Some(notice) => {
-                        self.noticed(&notice, &settled).await?;
+                        let now = self.clock.now();
+                        self.noticed(&notice, &settled, now).await?;
                         for _ in 0..NOTICES {
                             let Ok(notice) = notices.try_recv() else { break };
-                            self.noticed(&notice, &settled).await?;
+                            self.noticed(&notice, &settled, now).await?;
                         }
                         self.remove_delivered().await?;
                     }
@@ -223,7 +229,7 @@ impl Pump {
                     Ok(permit) => self.hand_out(permit, &outgoing, now),
                     // The session takes nothing more; its last notices are still to come.
                     Err(_) => while let Some(notice) = notices.recv().await {
-                        self.noticed(&notice, &settled).await?;
+                        self.noticed(&notice, &settled, self.clock.now()).await?;
                         self.remove_delivered().await?;
                     },
                 },
@@ -279,7 +285,13 @@ impl Pump {
         outgoing: &mpsc::Sender<Outgoing>,
         now: Instant,
     ) {
-        let (wall, mut permit) = (self.clock.wall(), Some(first));
+        // Whether the kernel's clock is right is a system call; expiries are in seconds.
+        let (read, mut wall) = self.wall;
+        if now.saturating_duration_since(read) >= WALL_FOR {
+            wall = self.clock.wall();
+            self.wall = (now, wall);
+        }
+        let mut permit = Some(first);
         while let Some(room) = permit.take()
             && let Some(next) = self.forwarder.next(now, wall)
         {
@@ -339,23 +351,28 @@ impl Pump {
         }
     }
 
-    async fn noticed(&mut self, notice: &Notice, settled: &mpsc::Sender<u64>) -> Outcome {
+    async fn noticed(
+        &mut self,
+        notice: &Notice,
+        settled: &mpsc::Sender<u64>,
+        now: Instant,
+    ) -> Outcome {
         self.show(notice);
         if matches!(notice, Notice::Connected { .. }) {
-            self.offer_dead_alerts(self.clock.now()).await?;
+            self.offer_dead_alerts(now).await?;
         }
         if let Notice::Received { delivery, message } = notice {
             let settle = Settle(delivery.map(|delivery| (settled.clone(), delivery)));
             self.received(message, settle).await?;
         }
-        match self.forwarder.handle(notice, self.clock.now()) {
+        match self.forwarder.handle(notice, now) {
             None => {}
             Some(Fate::Published { id, lane, again }) => {
-                tracing::debug!(id, %lane, again, "published");
+                tracing::debug!(id = &*id, %lane, again, "published");
                 self.reporter.happened(Happening::Published { id, lane, again });
             }
             Some(Fate::Delivered(flight)) => {
-                tracing::debug!(id = flight.id, lane = %flight.lane, "acknowledged");
+                tracing::debug!(id = &*flight.id, lane = %flight.lane, "acknowledged");
                 self.delivered.push((flight.lane, flight.position));
                 let nobody = matches!(notice, Notice::Acknowledged { no_subscribers: true, .. });
                 self.taken(flight.lane, nobody);
@@ -363,7 +380,7 @@ impl Pump {
                 self.reporter.happened(Happening::Acknowledged { id, lane });
             }
             Some(Fate::Unconfirmed { id, lane, no_subscribers }) => {
-                tracing::debug!(id, %lane, "acknowledged, waits for its receipt");
+                tracing::debug!(id = &*id, %lane, "acknowledged, waits for its receipt");
                 if no_subscribers {
                     let topic = events_topic(&self.device, lane);
                     let problem =
@@ -393,7 +410,7 @@ impl Pump {
             self.refused(id, lane, reason.to_owned(), pause);
             return Ok(());
         }
-        tracing::error!(id, %lane, "{reason}; set aside as a dead letter");
+        tracing::error!(id = &*id, %lane, "{reason}; set aside as a dead letter");
         if lane == Lane::Alert {
             let problem = format!(
                 "alert {id} cannot be delivered ({reason}); it is offered again with each connection"
@@ -418,8 +435,8 @@ impl Pump {
     }
 
     /// The broker did not take it.
-    fn refused(&mut self, id: String, lane: Lane, reason: String, pause: Duration) {
-        tracing::warn!(id, %lane, "{reason}; offered again in {} s", pause.as_secs());
+    fn refused(&mut self, id: Arc<str>, lane: Lane, reason: String, pause: Duration) {
+        tracing::warn!(id = &*id, %lane, "{reason}; offered again in {} s", pause.as_secs());
         if !std::mem::replace(&mut self.faults.refused[lane.index()], true) {
             let problem = format!("{} refused: {reason}", events_topic(&self.device, lane));
             self.tell(refused_part(lane), Some(&problem));

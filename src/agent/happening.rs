@@ -1,5 +1,7 @@
 //! What the agent tells whoever watches it: the simulator, tests, its own status.
 
+use std::sync::Arc;
+
 use crate::event::Lane;
 
 /// What happens inside, for whoever watches: the simulator's terminal, tests.
@@ -61,7 +63,7 @@ pub enum Happening {
     /// On stable storage.
     Accepted {
         /// The event's id.
-        id: String,
+        id: Arc<str>,
         /// Its lane.
         lane: Lane,
         /// Its type.
@@ -72,7 +74,7 @@ pub enum Happening {
     /// Handed to the network.
     Published {
         /// The event's id.
-        id: String,
+        id: Arc<str>,
         /// Its lane.
         lane: Lane,
         /// Not for the first time.
@@ -81,28 +83,28 @@ pub enum Happening {
     /// The broker has it.
     Acknowledged {
         /// The event's id.
-        id: String,
+        id: Arc<str>,
         /// Its lane.
         lane: Lane,
     },
     /// The broker has it; it is kept until the consumer's receipt.
     Unconfirmed {
         /// The event's id.
-        id: String,
+        id: Arc<str>,
         /// Its lane.
         lane: Lane,
     },
     /// The consumer has it.
     Received {
         /// The event's id.
-        id: String,
+        id: Arc<str>,
         /// Its lane.
         lane: Lane,
     },
     /// The broker refused it; it is offered again.
     Deferred {
         /// The event's id.
-        id: String,
+        id: Arc<str>,
         /// Why.
         reason: String,
     },

@@ -154,6 +154,7 @@ impl Reporter {
                 Lane::Telemetry => tracing::debug!(id, %lane, sequence, event_type, "accepted"),
                 _ => tracing::info!(id, %lane, sequence, event_type, "accepted"),
             }
+            let id = id.into();
             self.happened(Happening::Accepted { id, lane, event_type, sequence });
         }
     }

@@ -341,16 +341,12 @@ impl Store for SledStore {
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        self.guarded("read outbox in", |db| {
-            Ok(db.get(key)?.filter(is_value).map(|value| value.to_vec()))
-        })
+        self.look(key, <[u8]>::to_vec)
     }
 
-    fn peek(&self, key: &[u8], bytes: usize) -> Result<Option<Vec<u8>>, StoreError> {
-        self.guarded("read outbox in", |db| {
-            let value = db.get(key)?.filter(is_value);
-            Ok(value.map(|value| value[..value.len().min(bytes)].to_vec()))
-        })
+    fn look<T>(&self, key: &[u8], look: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, StoreError> {
+        let value = self.guarded("read outbox in", |db| Ok(db.get(key)?.filter(is_value)))?;
+        Ok(value.map(|value| look(&value)))
     }
 
     fn range(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError> {

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use bytes::{BufMut, BytesMut};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -56,27 +57,26 @@ pub fn to_vec(event: &Event) -> Vec<u8> {
     let attributes = event.attributes().iter();
     let attributes: Vec<_> =
         attributes.map(|(name, value)| (name.as_str(), value.into())).collect();
-    write(&attributes, event.data().into())
+    let mut out = BytesMut::new();
+    write(&mut out, &attributes, event.data().into());
+    out.into()
 }
 
-/// Writes an event of which all parts lie somewhere: attributes sorted by name, and data.
-pub fn write(attributes: &[(&str, ValueRef<'_>)], data: DataRef<'_>) -> Vec<u8> {
-    let bytes = match data {
-        DataRef::Absent => 0,
-        DataRef::Json(raw) => raw.len(),
-        DataRef::Base64(text) => text.len(),
-    };
-    let mut out = Vec::with_capacity(bytes + 512);
-    let leading = LEADING.iter().filter_map(|name| attributes.iter().find(|(n, _)| n == name));
-    let others = attributes.iter().filter(|(name, _)| !LEADING.contains(name));
-    for (name, value) in leading.chain(others) {
-        out.push(if out.is_empty() { b'{' } else { b',' });
+/// Writes an event of which all parts lie somewhere, attributes sorted by name, and data, behind what `out` holds.
+pub fn write(out: &mut BytesMut, attributes: &[(&str, ValueRef<'_>)], data: DataRef<'_>) {
+    out.reserve(size_hint(attributes, data));
+    let begin = out.len();
+    let leading = LEADING.map(|leading| attributes.iter().position(|(name, _)| *name == leading));
+    let others = (0..attributes.len()).filter(|at| !leading.contains(&Some(*at)));
+    for at in leading.into_iter().flatten().chain(others) {
+        let (name, value) = &attributes[at];
+        out.put_u8(if out.len() == begin { b'{' } else { b',' });
         // A name has only letters and digits: nothing to escape.
-        out.push(b'"');
+        out.put_u8(b'"');
         out.extend_from_slice(name.as_bytes());
         out.extend_from_slice(b"\":");
         match value {
-            ValueRef::String(text) => write_json(&mut out, text),
+            ValueRef::String(text) => write_json(out, text),
             ValueRef::Integer(number) => out.extend_from_slice(number.to_string().as_bytes()),
             ValueRef::Boolean(true) => out.extend_from_slice(b"true"),
             ValueRef::Boolean(false) => out.extend_from_slice(b"false"),
@@ -90,11 +90,25 @@ pub fn write(attributes: &[(&str, ValueRef<'_>)], data: DataRef<'_>) -> Vec<u8> 
         }
         DataRef::Base64(text) => {
             out.extend_from_slice(b",\"data_base64\":");
-            write_json(&mut out, text);
+            write_json(out, text);
         }
     }
-    out.push(b'}');
-    out
+    out.put_u8(b'}');
+}
+
+/// Bytes that [`write`] needs where nothing is to be escaped.
+fn size_hint(attributes: &[(&str, ValueRef<'_>)], data: DataRef<'_>) -> usize {
+    let value = |value: &ValueRef<'_>| match value {
+        ValueRef::String(text) => text.len() + 2,
+        ValueRef::Integer(_) | ValueRef::Boolean(_) => "-2147483648".len(),
+    };
+    let attributes = attributes.iter().map(|(name, v)| name.len() + "\"\":,".len() + value(v));
+    let data = match data {
+        DataRef::Absent => 0,
+        DataRef::Json(raw) => raw.len() + "\"data\":,".len(),
+        DataRef::Base64(text) => text.len() + "\"data_base64\":\"\",".len(),
+    };
+    attributes.sum::<usize>() + data + "}".len()
 }
 
 /// Writes the event in one line, for JSON Lines; the inverse of [`parse`] in the bytes of the data.
@@ -112,10 +126,10 @@ pub fn to_line(event: &Event) -> Vec<u8> {
     }
 }
 
-fn write_json(out: &mut Vec<u8>, text: &str) {
+fn write_json(out: &mut BytesMut, text: &str) {
     // A string into memory cannot fail; were it to, an empty string stands in its place.
     let before = out.len();
-    if serde_json::to_writer(&mut *out, text).is_err() {
+    if serde_json::to_writer((&mut *out).writer(), text).is_err() {
         out.truncate(before);
         out.extend_from_slice(b"\"\"");
     }

@@ -212,7 +212,7 @@ impl World {
         }
         panic!(
             "never delivered: {:?}",
-            self.bench.stored.iter().map(|r| r.id.as_str()).collect::<Vec<_>>()
+            self.bench.stored.iter().map(|r| &*r.id).collect::<Vec<_>>()
         );
     }
 }

@@ -8,6 +8,7 @@
 //!   never answers costs little.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::event::Lane;
@@ -25,8 +26,8 @@ type Place = (Lane, Position);
 
 #[derive(Debug)]
 struct Wait {
-    id: String,
-    source: String,
+    id: Arc<str>,
+    source: Arc<str>,
     /// `None`: the wait is over and the record is to be read and published again.
     due: Option<Instant>,
     rounds: u32,
@@ -37,7 +38,7 @@ pub(super) struct Awaiting {
     waits: BTreeMap<Place, Wait>,
     due: BTreeSet<(Instant, Place)>,
     over: BTreeSet<Place>,
-    places: HashMap<String, Vec<Place>>,
+    places: HashMap<Arc<str>, Vec<Place>>,
 }
 
 impl Awaiting {
@@ -60,7 +61,7 @@ impl Awaiting {
     pub(super) fn insert(
         &mut self,
         (lane, position): Place,
-        (id, source): (String, String),
+        (id, source): (Arc<str>, Arc<str>),
         rounds: u32,
         now: Instant,
         timeout: Duration,
@@ -77,7 +78,7 @@ impl Awaiting {
     pub(super) fn take(&mut self, lane: Lane, source: Option<&str>, id: &str) -> Vec<Position> {
         let Some(places) = self.places.get(id) else { return Vec::new() };
         let named = |place: &&Place| {
-            let of_source = |wait: &Wait| source.is_none_or(|source| source == wait.source);
+            let of_source = |wait: &Wait| source.is_none_or(|source| *source == *wait.source);
             place.0 == lane && self.waits.get(place).is_some_and(of_source)
         };
         let named: Vec<Place> = places.iter().filter(named).copied().collect();
@@ -109,7 +110,7 @@ impl Awaiting {
     }
 
     /// Ends the waits that are over by `now`. Returns how many, and the first with its id.
-    pub(super) fn expire(&mut self, now: Instant) -> Option<(usize, Lane, String)> {
+    pub(super) fn expire(&mut self, now: Instant) -> Option<(usize, Lane, Arc<str>)> {
         let mut first = None;
         let mut count = 0;
         while let Some((due, place)) = self.due.first().copied().filter(|(due, _)| *due <= now) {

@@ -196,7 +196,8 @@ fn a_lane_with_receipts_keeps_its_records_until_the_receipt_names_them() {
         Bench::with(receipts(), &[(Lane::Alert, 1), (Lane::Alert, 2), (Lane::Status, 3)]);
     for _ in 0..2 {
         let (token, id) = bench.next().unwrap();
-        let unconfirmed = Fate::Unconfirmed { id, lane: Lane::Alert, no_subscribers: false };
+        let unconfirmed =
+            Fate::Unconfirmed { id: id.into(), lane: Lane::Alert, no_subscribers: false };
         assert_eq!(bench.acknowledge(token), Some(unconfirmed));
     }
     let (token, _) = bench.next().unwrap();
@@ -222,7 +223,7 @@ fn without_a_receipt_a_record_is_published_again_ever_more_rarely() {
         bench.acknowledge(token);
         assert_eq!(bench.pass(S(wait - 1)), None);
         assert!(bench.next().is_none());
-        let overdue = Overdue { count: 1, lane: Lane::Alert, id };
+        let overdue = Overdue { count: 1, lane: Lane::Alert, id: id.into() };
         assert_eq!(bench.pass(S(1)), Some(overdue));
     }
     let (token, _) = bench.next().unwrap();
@@ -276,7 +277,10 @@ fn no_subscribers_is_no_delivery_for_a_lane_that_asks_for_receipts() {
     let nobody = |token| Notice::Acknowledged { token, no_subscribers: true };
     let (token, id) = bench.next().unwrap();
     let fate = bench.tell(&nobody(token));
-    assert_eq!(fate, Some(Fate::Unconfirmed { id, lane: Lane::Alert, no_subscribers: true }));
+    assert_eq!(
+        fate,
+        Some(Fate::Unconfirmed { id: id.into(), lane: Lane::Alert, no_subscribers: true })
+    );
     let (token, _) = bench.next().unwrap();
     assert!(matches!(bench.tell(&nobody(token)), Some(Fate::Delivered(_))));
 }

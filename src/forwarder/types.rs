@@ -1,5 +1,6 @@
 //! What the forwarder is told, and what it answers.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::event::Lane;
@@ -69,8 +70,8 @@ pub struct Flight {
     /// Its position there.
     pub position: Position,
     /// The event's id.
-    pub id: String,
-    pub(super) source: String,
+    pub id: Arc<str>,
+    pub(super) source: Arc<str>,
     pub(super) outgoing: Outgoing,
     pub(super) refusals: u32,
     pub(super) final_refusals: u32,
@@ -97,7 +98,7 @@ pub enum Fate {
     /// Handed to the network; `again` if it had been before.
     Published {
         /// The event's id.
-        id: String,
+        id: Arc<str>,
         /// Its lane.
         lane: Lane,
         /// On an earlier connection, or since no receipt came.
@@ -109,7 +110,7 @@ pub enum Fate {
     /// The broker has it; it stays until the consumer's receipt.
     Unconfirmed {
         /// The event's id.
-        id: String,
+        id: Arc<str>,
         /// Its lane.
         lane: Lane,
         /// The broker says that nobody subscribes: no receipt can come.
@@ -118,7 +119,7 @@ pub enum Fate {
     /// The broker refused it; it stays and is offered again after the pause.
     Deferred {
         /// The event's id.
-        id: String,
+        id: Arc<str>,
         /// Its lane.
         lane: Lane,
         /// Why, in one line.
@@ -145,7 +146,7 @@ pub struct Overdue {
     /// The lane of the first,
     pub lane: Lane,
     /// and its event's id.
-    pub id: String,
+    pub id: Arc<str>,
 }
 
 /// A record that is to be removed from the outbox.
@@ -156,5 +157,5 @@ pub struct Settled {
     /// Its position there.
     pub position: Position,
     /// The event's id.
-    pub id: String,
+    pub id: Arc<str>,
 }

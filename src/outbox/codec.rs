@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use bytes::BytesMut;
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_bytes::Bytes;
@@ -208,27 +209,31 @@ pub fn decode_record(frame: &[u8]) -> Result<Record, CodecError> {
     record.into_record()
 }
 
-/// Reads the frame of a record as the JSON in which it is published, without making an event of it in between, except
+/// Reads the frame of a record as the JSON in which it is published, which is taken from `buffer`'s room, without making an event of it in between, except
 /// where something is noted beside it: then `present` may have to correct its times first.
 ///
 /// # Errors
 /// As those of [`decode_record`].
 pub fn decode_structured(
     frame: &[u8],
+    buffer: &mut BytesMut,
     present: impl FnOnce(Record) -> Record,
 ) -> Result<Structured, CodecError> {
     let record: RecordIn<'_> = decode(frame)?;
     if record.attributes.get(NOTED).is_some() {
         return Ok(Structured::from(&present(record.into_record()?)));
     }
-    let text = |name| record.attributes.get(name).map(str::to_owned);
+    let (lane, data) = (record.lane()?, record.data()?);
+    buffer.clear();
+    json::write(buffer, &record.attributes.0, data);
+    let text = |name| record.attributes.get(name);
     Ok(Structured {
-        lane: record.lane()?,
+        lane,
         position: Position(record.position),
-        id: text("id").unwrap_or_default(),
-        source: text("source").unwrap_or_default(),
-        expirytime: text("expirytime"),
-        json: json::write(&record.attributes.0, record.data()?),
+        id: text("id").unwrap_or_default().into(),
+        source: text("source").unwrap_or_default().into(),
+        expirytime: text("expirytime").map(str::to_owned),
+        json: buffer.split().freeze(),
     })
 }
 
@@ -343,7 +348,8 @@ mod tests {
             assert_eq!(record.event, json::parse(text.as_bytes()).unwrap());
             assert_eq!((record.lane, record.position), (Lane::Alert, Position(7)));
             assert_eq!((record.sequence, record.accepted_ms), (3, 1_795_000_000_123));
-            let structured = decode_structured(&encoded(text), |record| record).unwrap();
+            let mut buffer = BytesMut::new();
+            let structured = decode_structured(&encoded(text), &mut buffer, |r| r).unwrap();
             assert_eq!(structured, Structured::from(&record));
         }
     }

@@ -11,6 +11,7 @@ use super::queue::{
     Accepted, MAX_COMMIT_BYTES, MAX_COMMIT_EVENTS, MAX_SOURCES, Outbox, Position, Salvaged, State,
     check_batch, sequence_text,
 };
+use super::seen::Header;
 use super::store::{Batch, Store, StoreError};
 use crate::clock::WallTime;
 use crate::event::catalogue::Occurrence;
@@ -137,29 +138,33 @@ impl<'a, S: Store> Group<'a, S> {
     /// Stages removals; records that are gone already are passed over.
     ///
     /// # Errors
-    /// The store cannot be read, or a record's first part is damaged. The group is as before.
+    /// The store cannot be read, or a record's first part is damaged. Those before it are staged.
     pub fn remove(&mut self, records: &[(Lane, Position)]) -> Result<(), OutboxError> {
-        let mut found = Vec::new();
         for &(lane, position) in records {
             if self.outbox.is_gone(lane, position) || self.removed.contains_key(&(lane, position)) {
                 continue;
             }
-            let key = keys::part(lane, position, 0);
-            let first = self.outbox.store.peek(&key, keys::HEADER_BYTES);
-            let Some(first) = first.map_err(OutboxError::Read)? else { continue };
-            let header = keys::header(&first).ok_or_else(|| OutboxError::Damaged {
-                lane,
-                position,
-                cause: "its first part has no header".to_owned(),
-            })?;
-            found.push((lane, position, header));
-        }
-        for (lane, position, (parts, length)) in found {
-            if self.removed.insert((lane, position), parts).is_none() {
+            let known = self.outbox.seen.get(lane, position);
+            let header = if known.is_none() { self.header(lane, position)? } else { known };
+            if let Some((parts, length)) = header {
+                self.removed.insert((lane, position), parts);
                 self.forget(lane, length as u64);
             }
         }
         Ok(())
+    }
+
+    /// `None` where no such record is there.
+    fn header(&self, lane: Lane, position: Position) -> Result<Option<Header>, OutboxError> {
+        let header = self.outbox.store.look(&keys::part(lane, position, 0), keys::header);
+        match header.map_err(OutboxError::Read)? {
+            None => Ok(None),
+            Some(Some(header)) => Ok(Some(header)),
+            Some(None) => {
+                let cause = "its first part has no header".to_owned();
+                Err(OutboxError::Damaged { lane, position, cause })
+            }
+        }
     }
 
     fn forget(&mut self, lane: Lane, bytes: u64) {
@@ -260,6 +265,9 @@ impl<'a, S: Store> Group<'a, S> {
         }
         let heads = std::mem::replace(&mut self.outbox.state, self.state).heads;
         self.outbox.discard_before_heads(heads);
+        for (lane, position) in self.removed.keys() {
+            self.outbox.seen.forget(*lane, *position);
+        }
         self.outbox.salvaged = untold;
         self.outbox.counters.append(&mut self.counters);
         if dead_change {
@@ -316,8 +324,7 @@ impl<'a, S: Store> Group<'a, S> {
             from = Position(from.0.saturating_add(1));
         }
         // The next one mostly stands behind them.
-        let next = self.outbox.store.peek(&keys::part(lane, from, 0), 0);
-        if next.map_err(OutboxError::Read)?.is_some() {
+        if self.outbox.stands(lane, from)? {
             return Ok(from);
         }
         loop {

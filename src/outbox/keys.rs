@@ -215,6 +215,11 @@ impl Joining {
         fits
     }
 
+    /// How many parts there are.
+    pub(super) fn parts(&self) -> u8 {
+        self.parts
+    }
+
     /// Whether all parts are there.
     pub fn is_complete(&self) -> bool {
         self.next == self.parts
@@ -231,6 +236,12 @@ pub fn header(value: &[u8]) -> Option<(u8, usize)> {
     let header = value.get(..HEADER_BYTES)?;
     let length = u32::from_be_bytes(header[1..].try_into().ok()?);
     (header[0] > 0).then_some((header[0], usize::try_from(length).ok()?))
+}
+
+/// The frame of a record that has no other part than this value.
+pub(super) fn only_part(value: &[u8]) -> Option<&[u8]> {
+    let frame = value.get(HEADER_BYTES..)?;
+    (header(value)? == (1, frame.len())).then_some(frame)
 }
 
 pub(super) fn lane_byte(lane: Lane) -> u8 {

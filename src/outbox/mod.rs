@@ -63,6 +63,7 @@ mod page;
 mod queue;
 pub mod room;
 pub mod salvage;
+mod seen;
 mod store;
 mod times;
 

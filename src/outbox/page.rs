@@ -3,6 +3,7 @@
 use super::codec::CodecError;
 use super::keys::{self, Joining};
 use super::queue::{PageLimit, Position, Record, Structured};
+use super::seen::Header;
 use crate::event::Lane;
 
 /// A record that cannot be read: its bytes are not the ones that were written.
@@ -21,11 +22,13 @@ pub struct Page<T = Record> {
     pub records: Vec<T>,
     /// Those between them that cannot be read; bounded as the records are.
     pub damaged: Vec<Damage>,
+    /// One for each of the records.
+    pub(super) headers: Vec<Header>,
 }
 
 impl<T> Default for Page<T> {
     fn default() -> Self {
-        Self { records: Vec::new(), damaged: Vec::new() }
+        Self { records: Vec::new(), damaged: Vec::new(), headers: Vec::new() }
     }
 }
 
@@ -97,6 +100,10 @@ impl<'a, T: Placed> PageBuilder<'a, T> {
         if self.is_full() {
             return Full::Yes;
         }
+        // Most records are of one part, which need not be copied to be read.
+        if let Some(frame) = (part == 0).then(|| keys::only_part(value)).flatten() {
+            return self.take(position, 1, frame);
+        }
         match (part == 0).then(|| Joining::begin(value)).flatten() {
             Some(joining) => self.advance(position, joining),
             None => {
@@ -111,17 +118,24 @@ impl<'a, T: Placed> PageBuilder<'a, T> {
             self.current = Some((position, Some(joining)));
             return Full::No;
         }
+        let parts = joining.parts();
         let Some(frame) = joining.finish() else {
             self.damaged(position, "its length is wrong");
             return Full::No;
         };
+        self.take(position, parts, &frame)
+    }
+
+    /// A record's whole frame.
+    fn take(&mut self, position: Position, parts: u8, frame: &[u8]) -> Full {
         if !self.page.records.is_empty() && self.bytes + frame.len() > self.limit.bytes {
             return Full::Yes;
         }
-        match (self.decode)(&frame) {
+        match (self.decode)(frame) {
             Ok(record) if record.place() == (self.lane, position) => {
                 self.bytes += frame.len();
                 self.page.records.push(record);
+                self.page.headers.push((parts, frame.len()));
                 self.current = Some((position, None));
             }
             Ok(_) => self.damaged(position, "it is the record of another place"),

@@ -1,8 +1,11 @@
 //! The queue itself: opening and reading. [`Group`](super::Group) writes.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
+use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use super::codec;
@@ -11,6 +14,7 @@ use super::group::Group;
 use super::keys;
 use super::page::{Damage, Decode, Full, Page, PageBuilder, Placed};
 use super::room::Limits;
+use super::seen::Seen;
 use super::store::{Pair, Store};
 use super::times::Times;
 use crate::clock::{Rng, WallTime};
@@ -26,6 +30,8 @@ pub const MAX_SOURCES: usize = 1024;
 /// The longest `source`, since it is the key of its counter.
 pub const MAX_SOURCE_BYTES: usize = 1024;
 
+/// Records that are read for publishing are written into buffers of this size, a score of ordinary events in each.
+const JSON_BYTES: usize = 16 * 1024;
 /// Pairs that are read from the store at a time: bounds the memory of a page.
 const READ_PAIRS: usize = 64;
 
@@ -62,13 +68,13 @@ pub struct Structured {
     /// Its place there.
     pub position: Position,
     /// The event's `id`.
-    pub id: String,
+    pub id: Arc<str>,
     /// The event's `source`.
-    pub source: String,
+    pub source: Arc<str>,
     /// The event's `expirytime`, if it has one.
     pub expirytime: Option<String>,
-    /// The event, as [`json::to_vec`] writes it.
-    pub json: Vec<u8>,
+    /// The event, as [`json::to_vec`] writes it. Several share a buffer.
+    pub json: Bytes,
 }
 
 impl From<&Record> for Structured {
@@ -77,10 +83,10 @@ impl From<&Record> for Structured {
         Self {
             lane: *lane,
             position: *position,
-            id: event.id().to_owned(),
-            source: event.source().to_owned(),
+            id: event.id().into(),
+            source: event.source().into(),
             expirytime: expirytime.map(str::to_owned),
-            json: json::to_vec(event),
+            json: json::to_vec(event).into(),
         }
     }
 }
@@ -218,6 +224,8 @@ pub struct Outbox<S> {
     /// How long this boot lasts already.
     pub(super) moment: Option<Moment>,
     pub(super) times: Times,
+    /// What was read for publishing.
+    pub(super) seen: Seen,
 }
 
 impl<S: Store> Outbox<S> {
@@ -267,6 +275,7 @@ impl<S: Store> Outbox<S> {
             opened: 1,
             moment: None,
             times: Times::default(),
+            seen: Seen::default(),
         };
         outbox.times = Times::recall(&outbox);
         outbox.count_dead()?;
@@ -375,7 +384,7 @@ impl<S: Store> Outbox<S> {
         after: Option<Position>,
         limit: PageLimit,
     ) -> Result<Vec<Record>, OutboxError> {
-        let Page { records, damaged } = self.read(lane, after, limit)?;
+        let Page { records, damaged, .. } = self.read(lane, after, limit)?;
         match damaged.into_iter().next() {
             None => Ok(records),
             Some(Damage { position, cause }) => Err(OutboxError::Damaged { lane, position, cause }),
@@ -403,13 +412,20 @@ impl<S: Store> Outbox<S> {
     /// # Errors
     /// The store cannot be read.
     pub fn read_structured(
-        &self,
+        &mut self,
         lane: Lane,
         after: Option<Position>,
         limit: PageLimit,
     ) -> Result<Page<Structured>, OutboxError> {
         let present = |record| self.times.present(record);
-        self.read_as(lane, after, limit, &|frame| codec::decode_structured(frame, present))
+        let buffer = RefCell::new(BytesMut::with_capacity(JSON_BYTES));
+        let decode =
+            |frame: &[u8]| codec::decode_structured(frame, &mut buffer.borrow_mut(), present);
+        let page = self.read_as(lane, after, limit, &decode)?;
+        for (record, header) in page.records.iter().zip(&page.headers) {
+            self.seen.note(lane, record.position, *header);
+        }
+        Ok(page)
     }
 
     fn read_as<T: Placed>(
@@ -462,14 +478,16 @@ impl<S: Store> Outbox<S> {
             let mut part = 0;
             while part < parts {
                 let key = keys::part(lane, Position(position), part);
-                let Some(value) = self.store.get(&key).map_err(OutboxError::Read)? else {
-                    return Ok(Some(from));
-                };
-                if part == 0 {
-                    parts = keys::header(&value).map_or(1, |(parts, _)| parts);
-                }
-                if page.add(&key, &value) == Full::Yes {
-                    return Ok(None);
+                let added = self.store.look(&key, |value| {
+                    if part == 0 {
+                        parts = keys::header(value).map_or(1, |(parts, _)| parts);
+                    }
+                    page.add(&key, value)
+                });
+                match added.map_err(OutboxError::Read)? {
+                    None => return Ok(Some(from)),
+                    Some(Full::Yes) => return Ok(None),
+                    Some(Full::No) => {}
                 }
                 from = key;
                 from.push(0);
@@ -498,14 +516,18 @@ impl<S: Store> Outbox<S> {
         }
         for record in page.records.iter().skip(by_key) {
             let (_, position) = record.place();
-            let found =
-                self.store.peek(&keys::part(lane, position, 0), 0).map_err(OutboxError::Read)?;
-            if found.is_none() {
+            if !self.stands(lane, position)? {
                 let cause = format!("record {lane}/{position} stands in its lane and is not found");
                 return Err(OutboxError::StateDamaged { cause });
             }
         }
         Ok(page)
+    }
+
+    /// Whether a record is found by its key.
+    pub(super) fn stands(&self, lane: Lane, position: Position) -> Result<bool, OutboxError> {
+        let found = self.store.look(&keys::part(lane, position, 0), |_| ());
+        Ok(found.map_err(OutboxError::Read)?.is_some())
     }
 
     /// Records in each lane. Index: [`Lane::index`].

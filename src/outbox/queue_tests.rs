@@ -330,3 +330,28 @@ fn records_are_read_alike_by_their_keys_and_in_passing() {
     let short = PageLimit { records: 10, bytes: 1_500 };
     assert_eq!(outbox.page(Lane::Status, None, short).unwrap(), all[..2], "as many bytes as asked");
 }
+
+#[test]
+fn what_was_read_goes_once_with_all_its_parts_and_without_a_look_at_the_store() {
+    let mut outbox = outbox();
+    let sizes = [10, 9_000, 10, 4_000];
+    let events: Vec<_> =
+        sizes.iter().zip(1..).map(|(size, id)| (Lane::Status, event("/s", id, *size))).collect();
+    outbox.append(&events, NOW).unwrap();
+    let place = |position| (Lane::Status, Position(position));
+    outbox.read_structured(Lane::Status, None, ALL).unwrap();
+    assert_eq!(outbox.seen.get(Lane::Status, Position(2)).map(|(parts, _)| parts), Some(3));
+    // Out of their order, twice in one commit and again in the next.
+    outbox.remove(&[place(2), place(2), place(3)], NOW).unwrap();
+    assert_eq!(outbox.seen.get(Lane::Status, Position(2)), None, "it is gone");
+    outbox.read_structured(Lane::Status, None, ALL).unwrap();
+    outbox.remove(&[place(3), place(2), place(4)], NOW).unwrap();
+    assert_eq!(
+        (outbox.depth(), outbox.page(Lane::Status, None, ALL).unwrap().len()),
+        ([0, 1, 0], 1)
+    );
+    outbox.remove(&[place(1)], NOW).unwrap();
+    assert_eq!((outbox.depth(), outbox.bytes()), ([0; 3], [0; 3]));
+    let (from, to) = (keys::part(Lane::Status, Position(0), 0), keys::lane_end(Lane::Status));
+    assert_eq!(outbox.store.range(&from, &to, 100).unwrap(), [], "no part is left behind");
+}

@@ -73,14 +73,12 @@ pub trait Store {
     /// The engine cannot read it.
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
 
-    /// The first `bytes` bytes of the value of `key`, or all where it is shorter: for whoever only asks
-    /// whether it is there, or for its beginning.
+    /// What `look` makes of the value of `key`, where there is one: a store may spare itself the copy.
     ///
     /// # Errors
     /// The engine cannot read it.
-    fn peek(&self, key: &[u8], bytes: usize) -> Result<Option<Vec<u8>>, StoreError> {
-        let value = self.get(key)?;
-        Ok(value.map(|value| value[..value.len().min(bytes)].to_vec()))
+    fn look<T>(&self, key: &[u8], look: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, StoreError> {
+        Ok(self.get(key)?.map(|value| look(&value)))
     }
 
     /// The first `limit` pairs with `from <= key < to`, by key.

@@ -92,7 +92,7 @@ impl Device {
         event
     }
 
-    fn read(&self) -> Vec<Record> {
+    fn read(&mut self) -> Vec<Record> {
         let page = self.outbox.page(Lane::Status, None, ALL).unwrap();
         let published = self.outbox.read_structured(Lane::Status, None, ALL).unwrap();
         assert!(published.records.into_iter().eq(page.iter().map(Structured::from)));

@@ -96,6 +96,12 @@ pub(super) fn decode(
         rx.reserve(header + remaining - rx.len());
         return Ok(None);
     }
+    // The one packet that comes for every event; without a reason it means success in both versions.
+    if let [0x40, 2, high, low, ..] = rx[..] {
+        rx.advance(4);
+        let packet_id = u16::from_be_bytes([high, low]);
+        return Ok(Some(Incoming::PubAck { packet_id, code: 0, text: None }));
+    }
     let frame = rx.split_to(header + remaining);
     let (first, body) = (frame[0], &frame[header..]);
     match (first >> 4, body.len()) {

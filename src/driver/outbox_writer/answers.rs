@@ -59,7 +59,9 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
                 self.answer(letters, reply, again)?;
             }
             Request::Page { lane, after, limit, reply } => {
-                let page = self.page(lane, after, limit, Outbox::read);
+                let page = self.page(lane, after, limit, |outbox, lane, after, limit| {
+                    outbox.read(lane, after, limit)
+                });
                 self.answer(page, reply, |reply| Request::Page { lane, after, limit, reply })?;
             }
             Request::Structured { lane, after, limit, reply } => {
@@ -151,10 +153,10 @@ impl<S: Store, D: Disk<S>> Writer<'_, S, D> {
         lane: Lane,
         mut after: Option<Position>,
         limit: PageLimit,
-        read: impl Fn(&Outbox<S>, Lane, Option<Position>, PageLimit) -> Result<Page<T>, OutboxError>,
+        read: impl Fn(&mut Outbox<S>, Lane, Option<Position>, PageLimit) -> Result<Page<T>, OutboxError>,
     ) -> Result<Vec<T>, OutboxError> {
         loop {
-            let Page { mut records, damaged } = read(&self.outbox, lane, after, limit)?;
+            let Page { mut records, damaged, .. } = read(&mut self.outbox, lane, after, limit)?;
             let last = records.last().map(|record| record.place().1);
             let last = last.max(damaged.last().map(|damage| damage.position));
             records.retain(|record| !self.pending.removals.contains(&record.place()));

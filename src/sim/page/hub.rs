@@ -248,9 +248,9 @@ impl Known {
                 let again = if *again { " again" } else { "" };
                 Line::of("published", *lane, format!("{id}{again}"))
             }
-            Happening::Acknowledged { id, lane } => Line::of("acknowledged", *lane, id),
-            Happening::Unconfirmed { id, lane } => Line::of("unconfirmed", *lane, id),
-            Happening::Received { id, lane } => Line::of("received", *lane, id),
+            Happening::Acknowledged { id, lane } => Line::of("acknowledged", *lane, &**id),
+            Happening::Unconfirmed { id, lane } => Line::of("unconfirmed", *lane, &**id),
+            Happening::Received { id, lane } => Line::of("received", *lane, &**id),
             Happening::Deferred { id, reason } => Line::new("refused", format!("{id}: {reason}")),
             Happening::Fault { part, problem } => {
                 self.faults.insert(part.clone(), problem.clone());
