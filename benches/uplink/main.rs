@@ -13,6 +13,7 @@ mod latency;
 mod overtake;
 mod peers;
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use hark::agent::{self, Happening, Parts};
@@ -59,9 +60,14 @@ fn drain(count: usize, peer: &str) {
         let broker = Mosquitto::with(quiet());
         run(broker.port())
     };
+    let removed = RefCell::new(Vec::new());
     let rows: [(&str, &dyn Fn() -> Duration); 5] = [
         ("hark, from its synced outbox, MQTT 5", &|| {
-            at(&|port| runtime().block_on(ours(port, count)))
+            at(&|port| {
+                let (last_puback, last_removal) = runtime().block_on(ours(port, count));
+                removed.borrow_mut().push(last_removal);
+                last_puback
+            })
         }),
         ("rumqttc, from memory, MQTT 5", &|| {
             at(&|port| runtime().block_on(peers::rumqttc_v5(port, count)))
@@ -85,13 +91,16 @@ fn drain(count: usize, peer: &str) {
         }
     }
     println!(
-        "| {count} events of {BYTES} bytes, window {WINDOW}, {ROUNDS} rounds | events/s, median (range) | hark to it, in each round: median (range) |\n|---|---|---|"
+        "| {count} events of {BYTES} bytes, window {WINDOW}, {ROUNDS} rounds | events/s until the last PUBACK, median (range) | hark to it, in each round: median (range) | and with hark's time until its outbox is empty |\n|---|---|---|---|"
     );
-    let ours = took[0].clone();
+    let (ours, removed) = (took[0].clone(), removed.borrow());
     for ((name, _), took) in rows.iter().zip(&took) {
         let rate = spread(took.iter().map(|took| count as f64 / took.as_secs_f64()), 0);
-        let ratio = took.iter().zip(&ours).map(|(it, ours)| it.as_secs_f64() / ours.as_secs_f64());
-        println!("| {name} | {rate} | {} |", spread(ratio, 2));
+        let to_it = |ours: &[Duration]| {
+            let pairs = took.iter().zip(ours);
+            spread(pairs.map(|(it, ours)| it.as_secs_f64() / ours.as_secs_f64()), 2)
+        };
+        println!("| {name} | {rate} | {} | {} |", to_it(&ours), to_it(&removed));
     }
 }
 
@@ -103,8 +112,9 @@ fn spread(values: impl Iterator<Item = f64>, digits: usize) -> String {
     format!("{:.digits$} ({least:.digits$} to {most:.digits$})", values[values.len() / 2])
 }
 
-/// Fills an outbox, then runs the agent on it until it is empty; the time from the connection on.
-async fn ours(port: u16, count: usize) -> Duration {
+/// Fills an outbox, then runs the agent on it until it is empty. The time from the connection on until the last PUBACK, as that
+/// of the others, and until nothing is left in the outbox.
+async fn ours(port: u16, count: usize) -> (Duration, Duration) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("outbox");
     // A thread of that name, so that a profile tells it from what is measured.
@@ -125,30 +135,39 @@ async fn ours(port: u16, count: usize) -> Duration {
         "measured"
     });
     let watch = async {
-        let mut began = None;
+        let (mut began, mut acknowledged) = (None, None);
+        let last = id(count - 1);
         loop {
             match happenings.recv().await {
                 Ok(Happening::Uplink(line)) if line.starts_with("connected") => {
                     began.get_or_insert_with(Instant::now);
+                }
+                Ok(Happening::Acknowledged { id, .. }) if *id == *last => {
+                    acknowledged = Some(Instant::now());
                 }
                 Ok(Happening::Waiting([0, 0, 0])) => break,
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(error) => panic!("the agent ended: {error}"),
             }
         }
-        let took = began.unwrap().elapsed();
+        let (began, removed) = (began.unwrap(), Instant::now());
         stop.send(()).ok();
-        took
+        (acknowledged.unwrap() - began, removed - began)
     };
     let (ended, took) = tokio::join!(agent, watch);
     ended.unwrap();
     took
 }
 
+fn id(n: usize) -> String {
+    format!("{n:08}")
+}
+
 fn fill(path: &std::path::Path, count: usize) {
     let mut outbox = Outbox::open(SledStore::open(path).unwrap()).unwrap();
-    let head =
-        |n| format!(r#"{{"specversion":"1.0","id":"{n:08}","source":"/bench","type":"t","data":""#);
+    let head = |n| {
+        format!(r#"{{"specversion":"1.0","id":"{}","source":"/bench","type":"t","data":""#, id(n))
+    };
     let tail = "\"}";
     // `sequence` and `lane` are added when it is published.
     let filler = "x".repeat(BYTES - head(0).len() - tail.len());
