@@ -25,7 +25,7 @@ use super::Detection;
 const PATIENCE: Duration = Duration::from_millis(700);
 /// From here on nobody is asked. Measured in `docs/voice.md`: of a lone cry the recogniser makes little, over babble less, so
 /// above this its no would cost more cries than it saves alarms.
-const CERTAIN: f32 = 0.9;
+const CERTAIN: f32 = 0.8;
 /// The least score that the recogniser is asked about, as a part of the threshold.
 const DOUBTFUL: f32 = 0.5;
 /// How probable the word has to be in one of the windows beside a score of just below the threshold. One that is there is nearly

@@ -9,25 +9,13 @@ use super::gate::Gate;
 use super::lattice::{self, Fit, Frames, Pattern};
 use super::model::{FRAME_SAMPLES, Model, WINDOW_FRAMES};
 use super::phoneme::Transcription;
+use super::window::{REACH_SAMPLES, VIEWS, View, leveled};
 use super::{
     Detection, HOP_SAMPLES, Keyphrase, MARGIN_FRAMES, MAX_PHONEMES, MIN_PHONEMES, QUIET_BLOCKS,
     QUIET_MARGIN_FRAMES, Settings, VoiceError, WINDOW_SAMPLES,
 };
 use crate::audio::{Meter, SAMPLE_RATE_HZ, rms_dbfs};
 
-/// The level that the loudest block of a window is brought to: what the model hears best, and
-/// what a near voice has anyway. Measured in `docs/voice.md`: without leveling a voice 40 dB
-/// lower is not heard at all.
-const TARGET_DBFS: f32 = -16.0;
-/// More would turn the noise of the microphone into speech-loud noise.
-const MAX_GAIN_DB: f32 = 30.0;
-/// A voice close to the microphone is brought down, within reason.
-const MIN_GAIN_DB: f32 = -12.0;
-/// The level of the noise that is laid under each window after leveling. The model was trained on
-/// rooms and has never heard digital silence: in a recording with silence around a word it does not
-/// hear the word's first sound. Measured in `docs/voice.md`: of 65 human "help" lines, recall rises
-/// from 61 % without noise over 88 % at −75 dBFS to 92 % at this level, with no more false alarms.
-const DITHER_DBFS: f32 = -50.0;
 /// The longest that a phoneme may last on average, in frames: 240 ms. A drawn-out cry has long vowels.
 const FRAMES_PER_PHONEME: usize = 12;
 /// The least that any phrase may last, in frames: 1 s.
@@ -35,6 +23,13 @@ const MIN_MAX_FRAMES: usize = 50;
 
 /// Blocks of the gate in a window.
 const WINDOW_BLOCKS: usize = WINDOW_SAMPLES / Meter::BLOCK;
+/// The least score in a window, as a part of the threshold, that is looked at in its views as well, or again once the
+/// phrase is far enough from the window's end.
+const CANDIDATE: f32 = 0.55;
+/// Blocks of silence that follow a stream at its end.
+const SILENCE_BLOCKS: usize = 4;
+/// What a view counts at least: one in which nothing is heard must not outvote all others.
+const UNHEARD: f32 = 0.02;
 
 /// A keyphrase, ready to be searched for.
 #[derive(Debug)]
@@ -117,9 +112,9 @@ pub struct Detector {
     decision: Decision,
     confirmer: Option<Confirmer>,
     gate: Gate,
-    /// The last 2.2 s at most; the newest sample stands last.
+    /// The last 2.55 s at most, which a window and its views look back; the newest sample stands last.
     sound: Vec<f32>,
-    /// Whether each block of `sound` was active, the newest last; whole blocks only.
+    /// Whether each block of a window was active, the newest last; whole blocks only.
     active: Vec<bool>,
     /// Samples taken since the start of the stream.
     position: u64,
@@ -166,7 +161,7 @@ impl Detector {
             decision: Decision::new(settings.threshold, settings.cooldown),
             confirmer: None,
             gate: Gate::new(),
-            sound: Vec::with_capacity(WINDOW_SAMPLES + Meter::BLOCK),
+            sound: Vec::with_capacity(REACH_SAMPLES + Meter::BLOCK),
             active: Vec::with_capacity(WINDOW_BLOCKS + 1),
             position: 0,
             again_at: None,
@@ -227,10 +222,9 @@ impl Detector {
     /// As [`Detector::push`].
     pub fn finish(&mut self) -> Result<Vec<Detection>, VoiceError> {
         let silence = [0.0; Meter::BLOCK];
-        let whole = MARGIN_FRAMES * FRAME_SAMPLES;
         let ragged = (Meter::BLOCK as u64 - self.position % Meter::BLOCK as u64) as usize;
         let mut detections = self.push(&silence[..ragged])?;
-        for _ in 0..whole / Meter::BLOCK {
+        for _ in 0..SILENCE_BLOCKS {
             detections.extend(self.push(&silence)?);
         }
         self.look(0, &mut detections)?;
@@ -246,7 +240,7 @@ impl Detector {
     /// Appends at most a block and, where one is complete, asks the gate about it.
     fn take(&mut self, piece: &[f32]) {
         self.sound.extend_from_slice(piece);
-        let excess = self.sound.len().saturating_sub(WINDOW_SAMPLES);
+        let excess = self.sound.len().saturating_sub(REACH_SAMPLES);
         self.sound.drain(..excess);
         self.position += piece.len() as u64;
         if self.position.is_multiple_of(Meter::BLOCK as u64) {
@@ -279,7 +273,9 @@ impl Detector {
         let log_probs = self.model.log_probs(window.clone())?;
         let frames = Frames::new(&log_probs, self.model.inventory().len());
         self.score_points(frames, margin);
-        let sure = |c: &Candidate| self.is_sure(c);
+        let sure = |c: &Candidate| self.decision.is_sure(self.score(c));
+        // What the model hears in the views, as far as it was asked for.
+        let mut views = Vec::new();
         for candidate in best_of_overlapping(self.candidates(frames), &self.phrases, sure) {
             let end = candidate.fit.end + 1;
             let too_late = |margin: usize| (end + margin).saturating_sub(WINDOW_FRAMES);
@@ -289,8 +285,13 @@ impl Detector {
             }
             let too_late = too_late(margin);
             if too_late == 0 {
-                self.weigh(candidate, &window, detections);
-            } else if self.is_sure(&candidate) && self.again_at.is_none() {
+                if self.decision.is_cooling_down(self.end_of(&candidate)) {
+                    continue;
+                }
+                if let Some(score) = self.fused(&candidate, &mut views)? {
+                    self.weigh(candidate, score, &window, detections);
+                }
+            } else if self.again_at.is_none() {
                 let blocks = (too_late * FRAME_SAMPLES).div_ceil(Meter::BLOCK);
                 self.again_at = Some(self.position + (blocks * Meter::BLOCK) as u64);
             }
@@ -298,8 +299,56 @@ impl Detector {
         Ok(())
     }
 
-    fn is_sure(&self, candidate: &Candidate) -> bool {
-        self.decision.is_sure(self.phrases[candidate.phrase].score(candidate.fit))
+    /// The score of a candidate in its window.
+    fn score(&self, candidate: &Candidate) -> f32 {
+        self.phrases[candidate.phrase].score(candidate.fit)
+    }
+
+    /// Where a candidate of the window that ends here ends in the stream.
+    fn end_of(&self, candidate: &Candidate) -> Duration {
+        time_of(self.position.saturating_sub(before_end(candidate.fit) as u64))
+    }
+
+    /// The geometric mean of a candidate's score in its window and in all views of it, which is the mean of the log
+    /// ratios; `None` as soon as it is certain to be too low to matter. `views`: the log probabilities of those that were
+    /// asked for, for whatever else is in this window.
+    fn fused(
+        &self,
+        candidate: &Candidate,
+        views: &mut Vec<Vec<f32>>,
+    ) -> Result<Option<f32>, VoiceError> {
+        let opinions = (1 + VIEWS.len()) as f32;
+        let mut sum = self.score(candidate).ln();
+        for (number, view) in VIEWS.into_iter().enumerate() {
+            if (sum / opinions).exp() < self.lowest() {
+                return Ok(None);
+            }
+            if number == views.len() {
+                views.push(self.model.log_probs(view.window(&self.sound))?);
+            }
+            sum += self.heard_in(view, &views[number], candidate).max(UNHEARD).ln();
+        }
+        Ok(Some((sum / opinions).exp()))
+    }
+
+    /// The score of a candidate in a view: that of any phrase of the same cry that is heard at the same place, 0 where none is.
+    fn heard_in(&self, view: View, log_probs: &[f32], candidate: &Candidate) -> f32 {
+        let frames = Frames::new(log_probs, self.model.inventory().len());
+        let (start, end) = (view.frame(candidate.fit.start), view.frame(candidate.fit.end));
+        let cry = self.phrases[candidate.phrase].cry;
+        let related = self.phrases.iter().filter(|phrase| phrase.cry == cry);
+        let scores = related.flat_map(|phrase| {
+            let fits = lattice::fits_by_end(&phrase.pattern, frames).into_iter().flatten();
+            let there = fits.filter(|fit| fit.start as f32 <= end && fit.end as f32 >= start);
+            there.map(|fit| phrase.score(fit))
+        });
+        scores.fold(0.0, f32::max)
+    }
+
+    /// The lowest score that matters.
+    fn lowest(&self) -> f32 {
+        let asked = self.confirmer.as_ref().map_or(1.0, Confirmer::lowest);
+        self.decision.lowest().min(asked)
     }
 
     /// Reports what the second stage has decided; `ended`: the stream is over.
@@ -314,12 +363,6 @@ impl Detector {
                 detections.push(detection);
             }
         }
-    }
-
-    /// The lowest score that matters.
-    fn lowest(&self) -> f32 {
-        let asked = self.confirmer.as_ref().map_or(1.0, Confirmer::lowest);
-        self.decision.lowest().min(asked)
     }
 
     /// Adds the points of the hop that no later window shows further from its end.
@@ -349,25 +392,25 @@ impl Detector {
     fn candidates(&self, frames: Frames<'_>) -> Vec<Candidate> {
         let mut candidates = Vec::new();
         for (phrase, prepared) in self.phrases.iter().enumerate() {
-            let at_least = prepared.log_ratio(self.lowest());
+            let at_least = prepared.log_ratio(CANDIDATE * self.decision.threshold());
             let fits = lattice::separate_fits(&prepared.pattern, frames, at_least);
             candidates.extend(fits.into_iter().map(|fit| Candidate { phrase, fit }));
         }
         candidates
     }
 
-    /// Reports a candidate of the window that ends here, if the decision is for it, or asks about it.
+    /// Reports a candidate of the window that ends here, which all views together give `score`, if the decision is for
+    /// it, or asks about it.
     fn weigh(
         &mut self,
         Candidate { phrase, fit }: Candidate,
+        score: f32,
         window: &[f32],
         detections: &mut Vec<Detection>,
     ) {
-        // Where the frame after the phrase begins, in samples before the end of the window.
-        let before_end = WINDOW_SAMPLES.saturating_sub((fit.end + 1) * FRAME_SAMPLES);
-        let at = time_of(self.position.saturating_sub(before_end as u64));
+        let before_end = before_end(fit);
+        let at = self.end_of(&Candidate { phrase, fit });
         let prepared = &self.phrases[phrase];
-        let score = prepared.score(fit);
         let weighed = self.decision.weigh(prepared.cry, at, score);
         let length = (fit.end + 1 - fit.start) * FRAME_SAMPLES;
         let end = self.sound.len().saturating_sub(before_end);
@@ -393,34 +436,13 @@ impl Detector {
     }
 }
 
+/// Where the frame after a phrase begins, in samples before the end of the window.
+fn before_end(fit: Fit) -> usize {
+    WINDOW_SAMPLES.saturating_sub((fit.end + 1) * FRAME_SAMPLES)
+}
+
 fn time_of(position: u64) -> Duration {
     Duration::from_micros(position * 1_000_000 / u64::from(SAMPLE_RATE_HZ))
-}
-
-/// A whole window of `sound`, silence before it where the stream is younger than that, brought to
-/// the level that the model hears best, over a floor of noise.
-fn leveled(sound: &[f32]) -> Vec<f32> {
-    let loudest = sound.chunks(Meter::BLOCK).map(rms_dbfs).fold(f32::NEG_INFINITY, f32::max);
-    let gain_db = (TARGET_DBFS - loudest).clamp(MIN_GAIN_DB, MAX_GAIN_DB);
-    let gain = 10f32.powf(gain_db / 20.0);
-    let silence = std::iter::repeat_n(&0.0, WINDOW_SAMPLES.saturating_sub(sound.len()));
-    let samples = silence.chain(sound);
-    samples.zip(dither()).map(|(sample, noise)| (sample * gain + noise).clamp(-1.0, 1.0)).collect()
-}
-
-/// White noise of [`DITHER_DBFS`], the same in each window: the same sound must give the same
-/// detections. A linear congruential generator is noise enough, and has no period that is heard.
-fn dither() -> impl Iterator<Item = f32> {
-    // The RMS of a uniform distribution is its bound by the square root of 3.
-    let bound = 3f32.sqrt() * 10f32.powf(DITHER_DBFS / 20.0);
-    let mut state = 1u64;
-    std::iter::repeat_with(move || {
-        state =
-            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        // The high bits are the random ones.
-        let unit = (state >> 40) as f32 / (1u64 << 24) as f32;
-        bound * (2.0 * unit - 1.0)
-    })
 }
 
 /// Of candidates that overlap, the one with the largest product of score and number of phonemes:
@@ -509,19 +531,5 @@ mod tests {
         );
         assert_eq!(kept.len(), 1);
         assert_eq!(kept[0].phrase, 1);
-    }
-
-    #[test]
-    fn windows_are_brought_to_one_level_and_filled_up_with_noise() {
-        for amplitude in [0.02f32, 0.1, 0.5] {
-            let window = leveled(&vec![amplitude; 16_000]);
-            assert_eq!(window.len(), WINDOW_SAMPLES);
-            let (filled, sound) = window.split_at(WINDOW_SAMPLES - 16_000);
-            assert!((rms_dbfs(sound) - TARGET_DBFS).abs() < 0.5, "{amplitude}");
-            assert!((rms_dbfs(filled) - DITHER_DBFS).abs() < 0.1, "{amplitude}");
-        }
-        // As loud as the noise under it: both together are 3 dB more.
-        let faint = leveled(&vec![0.000_1; WINDOW_SAMPLES]);
-        assert!((rms_dbfs(&faint) - (-80.0 + MAX_GAIN_DB + 3.0)).abs() < 0.1);
     }
 }

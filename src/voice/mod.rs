@@ -12,7 +12,8 @@
 //!   0.5 s, from one window to the next.
 //! - *token*: a phoneme, a word boundary or *blank*; CTC explains blanks in `lattice.rs`.
 //! - *log ratio*: how much worse the phrase explains its frames than the best tokens do; ≤ 0.
-//! - *score*: [`Detection::score`], the log ratio made comparable between phrases:
+//! - *view*: the sound of a window at another pace.
+//! - *score*: [`Detection::score`], the log ratio, its mean over all views, made comparable between phrases:
 //!   `exp(log ratio / (2 · (phonemes − 1)))`. 1 is a phrase that the model heard first of all; at
 //!   0.5 each step from phoneme to phoneme costs a factor of four against the best. Steps, since
 //!   measured on other people's talk the log ratio at which a phrase is wrong equally often grows
@@ -28,25 +29,31 @@
 //! ```text
 //! window k     |····· 2.2 s ······························|
 //! window k+1        |······································|····|
-//! phrase                            [help]                        ends in window k, 0.4 s before its end
-//!              |<────────── may end here ──────────>|<─ 0.4 s ─>|
+//! phrase                            [help]                        ends in window k, 0.3 s before its end
+//!              |<────────── may end here ──────────>|<─ 0.3 s ─>|
 //! ```
 //!
 //! Each window is leveled, run through the model, and searched for every phrase as a whole. A
-//! phrase is reported from the first window in which it ends at least 0.4 s before the window's end:
+//! phrase is looked at in the first window in which it ends at least 0.3 s before the window's end:
 //! the model needs to hear on to be sure, and "help" needs to wait whether it becomes "help me".
 //! One more window is looked at when somebody falls silent, 0.2 s after their last sound, where
 //! there is nothing more to wait for: a cry on its own is reported then. In the midst of talk or noise a
-//! phrase that is sure but too close to the end of its window is looked at once more as soon as it is far enough
-//! from it, and not only in the next window. Each phrase is looked at in three to five windows, in different surroundings: a chance that is worth having, since the model
-//! hears the same word differently from one position to another.
+//! phrase that is too close to the end of its window is looked at once more as soon as it is far enough
+//! from it, and not only in the next window.
 //!
 //! Windows stand at multiples of the hop, counted from the start of the stream, and where blocks of
 //! it are silent, so what is detected does not depend on the sizes of the pieces in which it comes.
 //!
+//! # Views
+//!
+//! The model hears the same word differently from one position to another, and from one pace to another. So where a phrase
+//! may be, the sound of the window is given to the model four more times, faster and slower, and the mean of the five log ratios
+//! is the phrase's: see `window.rs`. What is no phrase seldom is one in all of them. Each phrase is looked at so in three
+//! to five windows, in different surroundings.
+//!
 //! # Invariants
 //!
-//! - Memory is bounded: one window of sound and its scores.
+//! - Memory is bounded: the sound of one window and its views, and their scores.
 //! - Silence does not run the model.
 //! - No IO, no clock: time is the position in the stream.
 //!
@@ -62,6 +69,7 @@ mod gate;
 mod lattice;
 mod model;
 mod phoneme;
+mod window;
 
 use std::time::Duration;
 
@@ -76,8 +84,8 @@ use crate::audio::SAMPLE_RATE_HZ;
 const WINDOW_SAMPLES: usize = 11 * SAMPLE_RATE_HZ as usize / 5;
 /// 0.5 s: each phrase is looked at in three or four windows.
 const HOP_SAMPLES: usize = SAMPLE_RATE_HZ as usize / 2;
-/// 0.4 s at the end of a window in which no phrase may end.
-const MARGIN_FRAMES: usize = 20;
+/// 0.3 s at the end of a window in which no phrase may end.
+const MARGIN_FRAMES: usize = 15;
 /// So many blocks of 100 ms below the gate are the end of what somebody said.
 const QUIET_BLOCKS: usize = 2;
 /// 0.2 s: in a window that ends in silence nothing more is to be waited for.
@@ -186,8 +194,7 @@ impl Keyphrase {
     }
 }
 
-/// How readily the detector speaks up. What each finds and how often it is wrong is measured in
-/// windows fall. One of 3 s finds no more and costs a third more (`docs/voice.md`).
+/// How readily the detector speaks up. What each finds and how often it is wrong is measured in `docs/voice.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OperatingPoint {
     /// Misses least; for a home where somebody looks into every alarm.
@@ -206,9 +213,9 @@ impl OperatingPoint {
     /// The lowest score that is a detection.
     pub fn threshold(self) -> f32 {
         match self {
-            Self::Sensitive => 0.44,
-            Self::Balanced => 0.6,
-            Self::Quiet => 0.7,
+            Self::Sensitive => 0.42,
+            Self::Balanced => 0.54,
+            Self::Quiet => 0.62,
         }
     }
 
