@@ -23,7 +23,7 @@ use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_bytes::Bytes;
 
-use super::queue::{Position, Record, Structured};
+use super::record::{Position, Record, Structured};
 use crate::event::{Data, DataRef, Event, Lane, Noted, Value, ValueRef, json};
 
 /// The version that is written.

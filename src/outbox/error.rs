@@ -4,7 +4,8 @@ use super::codec::CodecError;
 use super::store::StoreError;
 use crate::event::{Lane, MAX_EVENT_BYTES};
 
-use super::queue::{MAX_COMMIT_BYTES, MAX_COMMIT_EVENTS, MAX_SOURCE_BYTES, MAX_SOURCES, Position};
+use super::queue::{MAX_COMMIT_BYTES, MAX_COMMIT_EVENTS, MAX_SOURCE_BYTES, MAX_SOURCES};
+use super::record::Position;
 
 /// An operation on the outbox did not happen. Nothing of it is kept, except where
 /// [`OutboxError::Failed`] says that this is unknown.

@@ -8,9 +8,9 @@ use super::error::OutboxError;
 use super::keys;
 use super::page::Damage;
 use super::queue::{
-    Accepted, MAX_COMMIT_BYTES, MAX_COMMIT_EVENTS, MAX_SOURCES, Outbox, Position, Salvaged, State,
-    check_batch, sequence_text,
+    MAX_COMMIT_BYTES, MAX_COMMIT_EVENTS, MAX_SOURCES, Outbox, Salvaged, State, check_batch,
 };
+use super::record::{Accepted, Position, sequence_text};
 use super::seen::Header;
 use super::store::{Batch, Store, StoreError};
 use crate::clock::WallTime;

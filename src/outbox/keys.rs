@@ -20,7 +20,7 @@
 //! 128 KiB into a file of its own that it never syncs (`docs/outbox.md`), and sixteen parts stay
 //! at half of that.
 
-use super::queue::Position;
+use super::record::Position;
 use crate::event::Lane;
 
 /// The largest value that is put into the store.

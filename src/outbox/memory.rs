@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::keys;
-use super::queue::Position;
+use super::record::Position;
 use super::store::{Batch, Pair, Store, StoreError};
 use crate::event::Lane;
 

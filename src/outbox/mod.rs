@@ -61,6 +61,7 @@ mod memo;
 pub mod memory;
 mod page;
 mod queue;
+mod record;
 pub mod room;
 pub mod salvage;
 mod seen;
@@ -73,9 +74,9 @@ pub use group::Group;
 pub use memo::{MAX_MEMO_BYTES, Memo, check_memo};
 pub use page::{Damage, Page, Placed};
 pub use queue::{
-    Accepted, Chronicle, Levels, MAX_COMMIT_BYTES, MAX_COMMIT_EVENTS, MAX_SOURCE_BYTES,
-    MAX_SOURCES, Outbox, PageLimit, Position, Record, Salvaged, Structured, check_batch,
-    event_bytes, sequence_text,
+    Chronicle, MAX_COMMIT_BYTES, MAX_COMMIT_EVENTS, MAX_SOURCE_BYTES, MAX_SOURCES, Outbox,
+    Salvaged, check_batch, event_bytes,
 };
+pub use record::{Accepted, Levels, PageLimit, Position, Record, Structured, sequence_text};
 pub use room::Limits;
 pub use store::{Batch, Pair, Store, StoreError};

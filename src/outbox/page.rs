@@ -2,7 +2,7 @@
 
 use super::codec::CodecError;
 use super::keys::{self, Joining};
-use super::queue::{PageLimit, Position, Record, Structured};
+use super::record::{PageLimit, Position, Record, Structured};
 use super::seen::Header;
 use crate::event::Lane;
 

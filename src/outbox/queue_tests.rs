@@ -1,7 +1,7 @@
 use super::*;
 use crate::clock::ClockState;
 use crate::outbox::memory::{Fault, FaultyStore, MemoryStore};
-use crate::outbox::{Batch, Pair, StoreError};
+use crate::outbox::{Batch, Pair, StoreError, sequence_text};
 
 const NOW: WallTime = WallTime { unix_ms: 1_795_000_000_000, state: ClockState::Synced };
 const ALL: PageLimit = PageLimit { records: 10_000, bytes: usize::MAX };

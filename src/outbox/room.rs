@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use super::error::OutboxError;
 use super::group::Group;
-use super::queue::{PageLimit, Position, Record};
+use super::record::{PageLimit, Position, Record};
 use super::store::Store;
 use crate::clock::ClockState;
 use crate::event::{Event, Lane, Losses, json};

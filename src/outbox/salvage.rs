@@ -23,7 +23,8 @@ use super::dead::{self, Note};
 use super::error::OutboxError;
 use super::keys::{self, FURTHER_HEADER_BYTES, Joining, MARKER, PART_BYTES};
 use super::memo;
-use super::queue::{Position, Record, Salvaged, State};
+use super::queue::{Salvaged, State};
+use super::record::{Position, Record};
 use super::store::Batch;
 use crate::event::{Lane, Losses};
 

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use super::queue::Position;
+use super::record::Position;
 use crate::event::Lane;
 
 /// Records of a lane that are remembered at most: what a forwarder holds, and a large window.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::queue::Position;
+use super::record::Position;
 use crate::event::Lane;
 
 /// The engine failed. The text says what and where.
