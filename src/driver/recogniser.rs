@@ -9,7 +9,8 @@
 //!                 ◄── answers ──────────────┘
 //! ```
 //!
-//! It writes no text: at each token it says how probable the word is that was asked for, and the highest of these is the answer.
+//! It writes no text: at the token where the word that was asked for is most probable, it says how probable that is beside the
+//! likeliest other token, and how sure it was of all tokens until there.
 //! That says more than the words that it would have written: of a lone "Help!" it often makes "The whole world", with
 //! "help" close behind, and of "Good morning" it does not (`docs/voice.md`). The tokens themselves are forgotten.
 //!
@@ -28,7 +29,7 @@ use ort::session::{Session, SessionInputValue};
 use ort::value::Tensor;
 
 use crate::audio::SAMPLE_RATE_HZ;
-use crate::voice::Recogniser;
+use crate::voice::{Opinion, Recogniser};
 
 /// The package and its version: the directory that the files stand in.
 pub const NAME: &str = "moonshine-voice-0.0.73";
@@ -111,7 +112,7 @@ impl Handle {
     }
 }
 
-type Answer = (u64, Option<f32>);
+type Answer = (u64, Option<Opinion>);
 
 #[derive(Debug)]
 struct Question {
@@ -158,8 +159,8 @@ fn serve(directory: &Path, ready: &Sender<Result<(), String>>, questions: &Recei
     }
     for Question { number, word, window, answer } in questions {
         // One question that it cannot bear must not be its last.
-        let heard = match catch_unwind(AssertUnwindSafe(|| moonshine.probability(word, &window))) {
-            Ok(Ok(probability)) => Some(probability),
+        let heard = match catch_unwind(AssertUnwindSafe(|| moonshine.opinion(word, &window))) {
+            Ok(Ok(opinion)) => Some(opinion),
             Ok(Err(error)) => {
                 tracing::warn!("the recogniser failed: {error}");
                 None
@@ -197,14 +198,14 @@ impl Moonshine {
             decoder: session(DECODER).map_err(failed)?,
             tokens: split(&tokens).ok_or_else(|| format!("{TOKENS} is cut short"))?,
         };
-        moonshine.probability("", &vec![0.0; SAMPLE_RATE_HZ as usize]).map_err(failed)?;
+        moonshine.opinion("help", &vec![0.0; SAMPLE_RATE_HZ as usize]).map_err(failed)?;
         Ok(moonshine)
     }
 
-    /// How probable `word` is in `sound`, where it is most probable.
-    fn probability(&mut self, word: &str, sound: &[f32]) -> ort::Result<f32> {
-        let wanted = |index: &usize| self.tokens.get(*index).is_some_and(|token| token == word);
-        let wanted: Vec<usize> = (0..self.tokens.len()).filter(wanted).collect();
+    /// What is to be said of `word` and its forms ("helped") in `sound`.
+    fn opinion(&mut self, word: &str, sound: &[f32]) -> ort::Result<Opinion> {
+        let is_wanted: Vec<bool> =
+            self.tokens.iter().map(|token| token.starts_with(word)).collect();
         let samples = sound.len();
         let mask = Tensor::from_array(([1, samples], vec![1i64; samples]))?;
         let input = Tensor::from_array(([1, samples], sound.to_vec()))?;
@@ -215,21 +216,36 @@ impl Moonshine {
         let heard = Tensor::from_array((shape.to_vec(), values.to_vec()))?;
         let at_most =
             (samples as f32 / SAMPLE_RATE_HZ as f32 * TOKENS_PER_SECOND).max(8.0) as usize;
-        let (mut token, mut memory, mut probability) = (BEGIN, HashMap::new(), 0.0);
-        for _ in 0..at_most {
+        let (mut token, mut memory) = (BEGIN, HashMap::new());
+        let (mut highest, mut surprise) = (0.0, 0.0);
+        let mut opinion = Opinion { odds: 0.0, sureness: 0.0 };
+        for written in 1..=at_most {
             let logits = logits_after(&mut self.decoder, token, &heard, &mask, &mut memory)?;
-            let (best, highest) = most_probable(&logits);
-            let all: f32 = logits.iter().map(|logit| (logit - highest).exp()).sum();
-            let own = wanted.iter().filter_map(|&index| logits.get(index));
-            probability =
-                f32::max(probability, own.map(|l| (l - highest).exp()).sum::<f32>() / all);
+            let (best, top) = most_probable(&logits);
+            // Probabilities in units of that of the best token.
+            let (mut all, mut own, mut other) = (0.0, 0.0, 0.0f32);
+            for (&logit, &is_wanted) in logits.iter().zip(&is_wanted) {
+                let probability = (logit - top).exp();
+                all += probability;
+                match is_wanted {
+                    true => own += probability,
+                    false => other = other.max(probability),
+                }
+            }
+            surprise += f32::ln(all);
+            let probability = own / all;
+            if probability > highest {
+                highest = probability;
+                let sureness = -surprise / written as f32;
+                opinion = Opinion { odds: own / other.max(f32::MIN_POSITIVE), sureness };
+            }
             // More than half: it writes the word down.
             if best == END || probability > 0.5 {
                 break;
             }
             token = best;
         }
-        Ok(probability)
+        Ok(opinion)
     }
 }
 

@@ -2,20 +2,21 @@
 //!
 //! ```text
 //! score   0 ──────── doubtful ──────── threshold ──────── certain ──────── 1
-//!           nothing    │ reported only if    │ reported unless the   │ reported at once,
-//!                      │ the recogniser finds│ recogniser finds the  │ nobody is asked
-//!                      │ the word probable   │ word all but impossible
+//!           nothing    │ reported only if the    │ withdrawn unless      │ reported at once,
+//!                      │ recogniser finds the    │ it does; stands if    │ nobody is asked
+//!                      │ word likely enough      │ there is no answer    │
 //! ```
 //!
-//! How probable a faint word has to be falls with its score, by a factor of ten for each [`TENFOLD`]: see [`Confirmer::needed`]. The
+//! How likely falls with the score, and with how sure the recogniser is of what it writes: see [`Confirmer::needed`]. Of a word
+//! in noise it is sure of nothing, and then its no says little. The
 //! recogniser works beside the stream. An answer is waited for at most [`PATIENCE`] of the
 //! stream; if there is none by then, or it failed, the first stage's decision stands: this errs on
 //! the side of helping. A word is looked at in two windows, since a recogniser hears the same word
-//! differently in different surroundings; one in which it is probable enough will do, and only both together withdraw it. A word
+//! differently in different surroundings; one in which it is likely enough will do, and only both together withdraw it. A word
 //! that was withdrawn and stands in a later window as well is doubted anew.
 //!
-//! Terms: a *doubt* is a hit that waits for its answers; *to abstain* is to have no answer, as on a
-//! phrase whose language the recogniser does not know.
+//! Terms: a *doubt* is a hit that waits for its answers; *odds* are the word's probability to that of the likeliest other
+//! one; *to abstain* is to have no answer, as on a phrase whose language the recogniser does not know.
 
 use std::time::Duration;
 
@@ -25,16 +26,17 @@ use super::Detection;
 const PATIENCE: Duration = Duration::from_millis(700);
 /// From here on nobody is asked. Measured in `docs/voice.md`: of a lone cry the recogniser makes little, over babble less, so
 /// above this its no would cost more cries than it saves alarms.
-const CERTAIN: f32 = 0.8;
+const CERTAIN: f32 = 0.85;
 /// The least score that the recogniser is asked about, as a part of the threshold.
 const DOUBTFUL: f32 = 0.5;
-/// How probable the word has to be in one of the windows beside a score of just below the threshold. One that is there is nearly
-/// always that probable, though another may be more so.
-const NEEDED: f32 = 0.02;
-/// Less than this in every window withdraws a hit that is sure by itself: what other people say instead.
-const IMPOSSIBLE: f32 = 0.002;
-/// A score that is lower by this much needs a word ten times as probable.
-const TENFOLD: f32 = 0.2;
+/// The least odds of the word beside a score just at the threshold, where the recogniser is sure of all else that it writes.
+const NEEDED: f32 = 14.0;
+/// A score that is higher by this much needs a tenth of the odds.
+const TENTH_BY_SCORE: f32 = 0.2;
+/// A recogniser that is less sure by this much, in natural logarithms, needs a tenth of the odds,
+const TENTH_BY_SURENESS: f32 = 0.67;
+/// down to this: below it, it makes up words.
+const LEAST_SURENESS: f32 = -2.2;
 /// Windows in which one doubt is looked at.
 const LOOKS: usize = 2;
 /// Hits that end within this time are one utterance.
@@ -42,16 +44,33 @@ const SAME: Duration = Duration::from_millis(700);
 /// Doubts at a time: more cries do not fit into [`PATIENCE`].
 const MOST_DOUBTS: usize = 4;
 
+/// What a recogniser says of a word in a window, at the place where the word is most probable.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Opinion {
+    /// The probability of the word and its forms, divided by that of the likeliest other one; 0.0 and up.
+    pub odds: f32,
+    /// How sure it is of what it writes up to there: the mean natural logarithm of the probability of each token, 0 where it
+    /// has no doubt, lower where it has.
+    pub sureness: f32,
+}
+
+impl Opinion {
+    /// The odds as a power of ten, as far as the recogniser is sure of the rest.
+    fn evidence(self) -> f32 {
+        let sureness = self.sureness.clamp(LEAST_SURENESS, 0.0);
+        self.odds.max(f32::MIN_POSITIVE).log10() - sureness / TENTH_BY_SURENESS
+    }
+}
+
 /// What hears words: the driver's recogniser, or what a test puts in its place.
 pub trait Recogniser: Send + std::fmt::Debug {
-    /// Asks how probable `word` (lower case) is in a window (16 kHz mono, −1.0..=1.0); returns whether there
+    /// Asks how likely `word` (lower case) is in a window (16 kHz mono, −1.0..=1.0); returns whether there
     /// will be an answer. `wait`: until there is time for it, which is for files.
     fn ask(&mut self, number: u64, word: &'static str, window: Vec<f32>, wait: bool) -> bool;
 
-    /// Answers since the last time: the number of the question, and the probability of its word where it
-    /// is most probable, `None` where the recogniser failed. `wait`: for the first one, which is for files;
+    /// Answers since the last time: the number of the question, and what is said of its word, `None` where the recogniser failed. `wait`: for the first one, which is for files;
     /// then none at all means that none will come.
-    fn answers(&mut self, wait: bool) -> Vec<(u64, Option<f32>)>;
+    fn answers(&mut self, wait: bool) -> Vec<(u64, Option<Opinion>)>;
 }
 
 /// Which stages agreed on a detection.
@@ -59,7 +78,7 @@ pub trait Recogniser: Send + std::fmt::Debug {
 pub enum Agreement {
     /// The first stage alone, since nobody else was asked, or nobody answered in time.
     FirstStage,
-    /// The recogniser found the word probable too.
+    /// The recogniser found the word likely enough too.
     Confirmed,
 }
 
@@ -72,17 +91,17 @@ struct Doubt {
     /// Windows in which it was found while it was doubted; not all could be asked about.
     looks: usize,
     answered: usize,
-    /// The answers that were one, and the highest of them.
+    /// The answers that were one, and what the best of them says for the word.
     known: usize,
-    probability: f32,
+    evidence: f32,
 }
 
 impl Doubt {
-    fn learn(&mut self, probability: Option<f32>) {
+    fn learn(&mut self, opinion: Option<Opinion>) {
         self.answered += 1;
-        if let Some(probability) = probability {
+        if let Some(opinion) = opinion {
             self.known += 1;
-            self.probability = self.probability.max(probability);
+            self.evidence = self.evidence.max(opinion.evidence());
         }
     }
 }
@@ -128,7 +147,7 @@ impl Confirmer {
         let number = known.unwrap_or(self.doubts.len());
         if known.is_none() && number < MOST_DOUBTS {
             let (until, asked) = (now + PATIENCE, Vec::with_capacity(LOOKS));
-            let (looks, answered, known, probability) = (0, 0, 0, 0.0);
+            let (looks, answered, known) = (0, 0, 0);
             self.doubts.push(Doubt {
                 detection: detection.clone(),
                 until,
@@ -136,7 +155,7 @@ impl Confirmer {
                 looks,
                 answered,
                 known,
-                probability,
+                evidence: f32::NEG_INFINITY,
             });
         }
         let Some(doubt) = self.doubts.get_mut(number) else { return false };
@@ -159,10 +178,10 @@ impl Confirmer {
             let is_open = |d: &Doubt| !self.is_heard(d) && d.answered < d.asked.len();
             let wait = self.patient && self.doubts.iter().any(is_open);
             let answers = self.recogniser.answers(wait);
-            for &(number, probability) in &answers {
+            for &(number, opinion) in &answers {
                 let mut asked = self.doubts.iter_mut();
                 if let Some(doubt) = asked.find(|doubt| doubt.asked.contains(&number)) {
-                    doubt.learn(probability);
+                    doubt.learn(opinion);
                 }
             }
             if !wait || answers.is_empty() {
@@ -181,26 +200,20 @@ impl Confirmer {
         !self.doubts.is_empty()
     }
 
-    /// How probable the word has to be beside a score of the first stage.
+    /// The least evidence for a hit of this score.
     fn needed(&self, score: f32) -> f32 {
-        if score >= self.threshold {
-            IMPOSSIBLE
-        } else {
-            NEEDED * 10f32.powf((self.threshold - score) / TENFOLD)
-        }
+        NEEDED.log10() + (self.threshold - score) / TENTH_BY_SCORE
     }
 
     fn is_heard(&self, doubt: &Doubt) -> bool {
-        doubt.known > 0 && doubt.probability >= self.needed(doubt.detection.score)
+        doubt.evidence >= self.needed(doubt.detection.score)
     }
 
     fn verdict(&self, doubt: Doubt) -> Option<Detection> {
         let heard = self.is_heard(&doubt);
-        let Doubt { mut detection, known, probability, looks, .. } = doubt;
+        let Doubt { mut detection, known, looks, .. } = doubt;
         if heard {
-            if probability >= NEEDED {
-                detection.agreement = Agreement::Confirmed;
-            }
+            detection.agreement = Agreement::Confirmed;
             return Some(detection);
         }
         // Withdrawn only if every look said no: on a slow board the second comes too late.
@@ -217,20 +230,20 @@ mod tests {
     /// Answers each question by a script, in order; `None` in the script is no answer at all.
     #[derive(Debug)]
     struct Scripted {
-        script: VecDeque<Option<Option<f32>>>,
-        ready: Vec<(u64, Option<f32>)>,
+        script: VecDeque<Option<Option<Opinion>>>,
+        ready: Vec<(u64, Option<Opinion>)>,
     }
 
     impl Recogniser for Scripted {
         fn ask(&mut self, number: u64, word: &'static str, _: Vec<f32>, _: bool) -> bool {
             assert_eq!(word, "help");
-            if let Some(Some(probability)) = self.script.pop_front() {
-                self.ready.push((number, probability));
+            if let Some(Some(opinion)) = self.script.pop_front() {
+                self.ready.push((number, opinion));
             }
             true
         }
 
-        fn answers(&mut self, _: bool) -> Vec<(u64, Option<f32>)> {
+        fn answers(&mut self, _: bool) -> Vec<(u64, Option<Opinion>)> {
             std::mem::take(&mut self.ready)
         }
     }
@@ -240,7 +253,7 @@ mod tests {
     }
 
     /// What becomes of a hit of `score` at 1 s that is found in as many windows as there are answers.
-    fn outcome(score: f32, script: &[Option<Option<f32>>]) -> Option<Agreement> {
+    fn outcome(score: f32, script: &[Option<Option<Opinion>>]) -> Option<Agreement> {
         let recogniser = Scripted { script: script.iter().copied().collect(), ready: Vec::new() };
         let mut confirmer = Confirmer::new(Box::new(recogniser), 0.5, false);
         let mut decided = Vec::new();
@@ -263,11 +276,15 @@ mod tests {
         decided.pop().map(|detection| detection.agreement)
     }
 
-    const YES: Option<Option<f32>> = Some(Some(0.9));
-    const PERHAPS: Option<Option<f32>> = Some(Some(0.05));
-    const NO: Option<Option<f32>> = Some(Some(0.001));
-    const FAILED: Option<Option<f32>> = Some(None);
-    const LATE: Option<Option<f32>> = None;
+    const fn says(odds: f32, sureness: f32) -> Option<Option<Opinion>> {
+        Some(Some(Opinion { odds, sureness }))
+    }
+
+    const YES: Option<Option<Opinion>> = says(200.0, -0.1);
+    const PERHAPS: Option<Option<Opinion>> = says(8.0, 0.0);
+    const NO: Option<Option<Opinion>> = says(0.01, -0.1);
+    const FAILED: Option<Option<Opinion>> = Some(None);
+    const LATE: Option<Option<Opinion>> = None;
 
     #[test]
     fn one_window_in_which_the_word_is_heard_confirms_what_was_weak_or_too_faint() {
@@ -284,18 +301,26 @@ mod tests {
     }
 
     #[test]
-    fn word_that_is_hardly_probable_is_enough_for_a_better_score_and_too_little_for_a_fainter_one()
-    {
+    fn word_that_is_hardly_likely_is_enough_for_a_better_score_and_too_little_for_a_fainter_one() {
         assert_eq!(outcome(0.6, &[PERHAPS]), Some(Agreement::Confirmed));
         assert_eq!(outcome(0.3, &[PERHAPS, PERHAPS]), None);
         assert_eq!(outcome(0.3, &[PERHAPS, YES]), Some(Agreement::Confirmed));
     }
 
     #[test]
-    fn word_that_is_neither_probable_nor_impossible_is_the_first_stages_to_decide() {
-        let neither = Some(Some(0.01));
-        assert_eq!(outcome(0.6, &[neither]), Some(Agreement::FirstStage));
-        assert_eq!(outcome(0.4, &[neither, neither]), None);
+    fn no_of_a_recogniser_that_is_sure_of_nothing_weighs_less() {
+        let (sure, unsure) = (says(0.1, -0.1), says(0.1, -1.2));
+        assert_eq!(outcome(0.6, &[sure, sure]), None);
+        assert_eq!(outcome(0.6, &[unsure]), Some(Agreement::Confirmed));
+        assert_eq!(outcome(0.4, &[unsure, unsure]), None, "too faint for so little");
+        let makes_up = says(0.1, -9.0);
+        assert_eq!(outcome(0.35, &[makes_up, makes_up]), None, "nothing it says counts for more");
+    }
+
+    #[test]
+    fn word_that_is_impossible_or_that_nothing_else_could_be_is_no_more_than_that() {
+        assert_eq!(outcome(0.6, &[says(0.0, 0.0)]), None);
+        assert_eq!(outcome(0.3, &[says(f32::INFINITY, 0.0)]), Some(Agreement::Confirmed));
     }
 
     #[test]

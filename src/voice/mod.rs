@@ -73,7 +73,7 @@ mod window;
 
 use std::time::Duration;
 
-pub use confirm::{Agreement, Recogniser};
+pub use confirm::{Agreement, Opinion, Recogniser};
 pub use detector::{Detector, ScorePoint};
 pub use model::Model;
 
