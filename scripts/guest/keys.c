@@ -1,5 +1,5 @@
-/* A telephone with one key (KEY_PHONE), through uinput: reads "1" (down), "0" (up) or milliseconds to wait,
- * separated by spaces, and is gone at the end of its input. For scripts/drivers-test. */
+/* A telephone with one key (KEY_PHONE) and a light, through uinput: reads "1" (down), "0" (up), "-1" (the light changes) or
+ * milliseconds to wait, separated by spaces, and is gone at the end of its input. For scripts/drivers-test. */
 #include <fcntl.h>
 #include <linux/uinput.h>
 #include <stdio.h>
@@ -20,10 +20,11 @@ static void tell(int type, int code, int value)
 int main(void)
 {
 	struct uinput_setup setup = { .id = { .bustype = BUS_VIRTUAL }, .name = "hark-test" };
-	int number;
+	int number, light = 0;
 
 	device = open("/dev/uinput", O_WRONLY);
 	if (device < 0 || ioctl(device, UI_SET_EVBIT, EV_KEY) || ioctl(device, UI_SET_KEYBIT, KEY_PHONE)
+	    || ioctl(device, UI_SET_EVBIT, EV_LED) || ioctl(device, UI_SET_LEDBIT, LED_MUTE)
 	    || ioctl(device, UI_DEV_SETUP, &setup) || ioctl(device, UI_DEV_CREATE)) {
 		perror("/dev/uinput");
 		return 1;
@@ -31,6 +32,11 @@ int main(void)
 	while (scanf("%d", &number) == 1) {
 		if (number > 1) {
 			usleep(number * 1000);
+			continue;
+		}
+		if (number < 0) {
+			/* Without a report, as the kernel's LED driver. */
+			tell(EV_LED, LED_MUTE, light = !light);
 			continue;
 		}
 		tell(EV_KEY, KEY_PHONE, number);

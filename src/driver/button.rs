@@ -12,6 +12,8 @@
 //!   (`SYN_DROPPED`): a press that was lost whole is lost, a key that stays down or up is not. Its times are those
 //!   of the wall clock, which may be set meanwhile, unless the device is asked for monotonic ones. What cannot be
 //!   asked is no input device (a pipe of a test): it begins up, and its levels have the time at which they are read.
+//!   So have those whose time is that of a report of a light: where a light of the same device blinks, the
+//!   kernel gives a key the time of a blink, which may be seconds old, and a short press would be a long one.
 //!
 //! A read that fails or ends means that the device has gone. Absent: opening it again (`agent`).
 //!
@@ -33,13 +35,18 @@ use crate::clock::Clock;
 const WORD_BYTES: usize = size_of::<usize>();
 /// Bytes of a `struct input_event`: the time, then type, code and value.
 const EVENT_BYTES: usize = 2 * WORD_BYTES + 8;
-/// `EV_SYN`, its codes `SYN_REPORT` and `SYN_DROPPED`, and `EV_KEY`.
+/// `EV_SYN`, its codes `SYN_REPORT` and `SYN_DROPPED`, `EV_KEY`, and what the host tells the device: `EV_LED`, `EV_SND`.
 const EV_SYN: u16 = 0;
 const SYN_REPORT: u16 = 0;
 const SYN_DROPPED: u16 = 3;
 const EV_KEY: u16 = 1;
+const EV_LED: u16 = 0x11;
+const EV_SND: u16 = 0x12;
 /// Events that are read at a time.
 const EVENTS: usize = 16;
+/// How long before the level after it one is taken to have begun, where its own time is not known and both are found in one
+/// read: longer than a bounce, as short as a press.
+const UNTIMED: Duration = Duration::from_millis(50);
 
 /// Where the contact is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,7 +178,7 @@ fn open_evdev(device: &Path, key: u16, clock: Clock) -> Result<(Levels, bool), B
     let mut options = File::options();
     let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(device).map_err(failed)?;
     let anchor = sys::stamp_monotonic(&file).is_ok().then(|| Anchor::new(clock));
-    let keys = Keys { key, anchor, clock, rest: Vec::new(), incomplete: false };
+    let keys = Keys::new(key, anchor, clock);
     let pressed = sys::key_is_down(&file, key).unwrap_or(false);
     let file = wait_on(file).map_err(failed)?;
     Ok((Levels { path: device.to_owned(), source: Source::Evdev { file, keys } }, pressed))
@@ -267,9 +274,18 @@ struct Keys {
     rest: Vec<u8>,
     /// Events were lost, and the next report is of what was left of several.
     incomplete: bool,
+    /// A light or a sound of the device has changed since the last report,
+    changed: bool,
+    /// and the time of the last report of such a change.
+    change: Option<Duration>,
 }
 
 impl Keys {
+    fn new(key: u16, anchor: Option<Anchor>, clock: Clock) -> Self {
+        let (rest, incomplete, changed, change) = (Vec::new(), false, false, None);
+        Self { key, anchor, clock, rest, incomplete, changed, change }
+    }
+
     fn read(&mut self, mut file: &File) -> io::Result<Option<Vec<Level>>> {
         let mut bytes = [0; EVENTS * EVENT_BYTES];
         match file.read(&mut bytes) {
@@ -291,23 +307,44 @@ impl Keys {
     /// Takes the whole events out of what was read: the levels of the key, and whether events were lost after
     /// them.
     fn take(&mut self) -> (Vec<Level>, bool) {
-        let (now, mut levels, mut lost) = (self.clock.now(), Vec::new(), false);
+        let (mut changes, mut lost) = (Vec::new(), false);
         let bytes = std::mem::take(&mut self.rest);
         let (events, rest) = bytes.as_chunks::<EVENT_BYTES>();
         for (stamp, kind, code, value) in events.iter().filter_map(fields) {
             match (kind, code, value) {
                 (EV_SYN, SYN_DROPPED, _) => (self.incomplete, lost) = (true, true),
-                (EV_SYN, SYN_REPORT, _) => self.incomplete = false,
+                (EV_SYN, SYN_REPORT, _) => {
+                    self.incomplete = false;
+                    if std::mem::take(&mut self.changed) {
+                        self.change = Some(stamp);
+                    }
+                }
+                (EV_LED | EV_SND, ..) => self.changed = true,
                 (EV_KEY, code, 0..=1) if code == self.key && !self.incomplete => {
-                    let at = self.anchor.map_or(now, |anchor| anchor.instant(stamp));
-                    levels.push(Level { pressed: value == 1, at });
+                    let is_own = self.change.is_none_or(|change| stamp > change);
+                    let anchor = self.anchor.filter(|_| is_own);
+                    changes.push((value == 1, anchor.map(|anchor| anchor.instant(stamp))));
                 }
                 _ => {}
             }
         }
         self.rest = rest.to_vec();
-        (levels, lost)
+        (timed(&changes, self.clock.now()), lost)
     }
+}
+
+/// The levels that were read `now`; those without a time began then, or shortly before the next whose time is known.
+fn timed(changes: &[(bool, Option<Instant>)], now: Instant) -> Vec<Level> {
+    let mut next = None;
+    let mut levels: Vec<Level> = Vec::with_capacity(changes.len());
+    for &(pressed, at) in changes.iter().rev() {
+        let before_next = next.and_then(|next: Instant| next.checked_sub(UNTIMED));
+        let at = at.or(before_next).unwrap_or(now);
+        next = Some(at);
+        levels.push(Level { pressed, at });
+    }
+    levels.reverse();
+    levels
 }
 
 /// Time, type, code and value of an event.
@@ -353,7 +390,7 @@ mod tests {
     }
 
     fn keys(anchor: Option<Anchor>) -> Keys {
-        Keys { key: KEY, anchor, clock: clock(), rest: Vec::new(), incomplete: false }
+        Keys::new(KEY, anchor, clock())
     }
 
     /// The presses in these levels, which are looked at long afterwards.
@@ -374,8 +411,8 @@ mod tests {
         for (length_ms, press) in [(80, Press::Short), (1200, Press::Medium), (3100, Press::Long)] {
             let changes = [(15_000, 1), (15_000 + length_ms, 0)];
             assert_eq!(presses(&in_one_read(true, &changes)), [press], "{length_ms} ms");
-            // Without the kernel's times it would be lost, or be as long as nobody looked.
-            assert_ne!(presses(&in_one_read(false, &changes)), [press], "{length_ms} ms");
+            // Without the kernel's times nobody knows how long.
+            assert_eq!(presses(&in_one_read(false, &changes)), [Press::Short], "{length_ms} ms");
         }
         let bounce = [(15_000, 1), (15_010, 0)];
         assert_eq!(presses(&in_one_read(true, &bounce)), []);
@@ -410,6 +447,47 @@ mod tests {
             let told = told.map(|(pressed, ms)| Level { pressed, at: at(ms) });
             assert_eq!((levels, keys.rest.len()), (told.to_vec(), 0), "in pieces of {piece}");
         }
+    }
+
+    /// What Linux 6.1 tells where a light of the device has blinked: its eighth change makes a report of its own, whose time
+    /// stays for the next one.
+    fn after_blinks(press: &[(usize, i32)]) -> Vec<u8> {
+        let blink = event(11_000, EV_LED, 1, 1);
+        let report = event(11_000, EV_SYN, SYN_REPORT, 0);
+        let key = |&(ms, value): &(usize, i32)| {
+            [event(ms, EV_KEY, KEY, value), event(ms, EV_SYN, SYN_REPORT, 0)].concat()
+        };
+        [blink, report].into_iter().chain(press.iter().map(key)).flatten().collect()
+    }
+
+    #[test]
+    fn a_press_beside_a_blinking_light_does_not_begin_with_the_blink() {
+        let clock = clock();
+        let anchor = Anchor { at: clock.now(), since_boot: Duration::from_secs(10) };
+        let mut keys = keys(Some(anchor));
+        // Down, with the time of the blink, and read when it happens.
+        keys.rest = after_blinks(&[(11_000, 1)]);
+        let (down, _) = keys.take();
+        assert!(
+            down[0].pressed && down[0].at <= clock.now() && down[0].at >= anchor.at,
+            "{down:?}"
+        );
+        assert!(
+            down[0].at < anchor.at + Duration::from_secs(1),
+            "not a second after 10 s: {down:?}"
+        );
+        keys.rest = [event(15_000, EV_KEY, KEY, 0), event(15_000, EV_SYN, SYN_REPORT, 0)].concat();
+        let (up, _) = keys.take();
+        assert_eq!(up[0].at, anchor.at + Duration::from_secs(5), "its own time is the kernel's");
+    }
+
+    #[test]
+    fn a_press_beside_a_blinking_light_that_is_found_in_one_read_is_a_short_one_and_not_lost() {
+        let mut keys =
+            keys(Some(Anchor { at: clock().now(), since_boot: Duration::from_secs(10) }));
+        keys.rest = after_blinks(&[(11_000, 1), (15_000, 0)]);
+        let (levels, _) = keys.take();
+        assert_eq!(presses(&levels), [Press::Short], "and not one of four seconds");
     }
 
     #[test]
