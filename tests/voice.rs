@@ -11,8 +11,8 @@ use std::time::Duration;
 use hark::driver::audio_file::AudioFile;
 use hark::driver::models;
 use hark::voice::{
-    Agreement, Detection, Detector, Keyphrase, Model, OperatingPoint, Recogniser, Settings,
-    VoiceError,
+    Agreement, Detection, Detector, Keyphrase, Model, OperatingPoint, Opinion, Recogniser,
+    Settings, VoiceError,
 };
 use proptest::prelude::*;
 
@@ -179,10 +179,10 @@ fn each_of_two_cries_is_detected_and_the_cooldown_keeps_the_second_back() {
     assert_eq!(with(Duration::from_secs(60)), 1);
 }
 
-/// A recogniser that finds the word equally probable in every window, or fails.
+/// A recogniser that says the same of every window, or fails.
 #[derive(Debug)]
 struct Parrot {
-    probability: Option<f32>,
+    opinion: Option<Opinion>,
     asked: Vec<u64>,
 }
 
@@ -193,18 +193,21 @@ impl Recogniser for Parrot {
         true
     }
 
-    fn answers(&mut self, _: bool) -> Vec<(u64, Option<f32>)> {
-        let probability = self.probability;
-        self.asked.drain(..).map(|number| (number, probability)).collect()
+    fn answers(&mut self, _: bool) -> Vec<(u64, Option<Opinion>)> {
+        let opinion = self.opinion;
+        self.asked.drain(..).map(|number| (number, opinion)).collect()
     }
 }
 
-/// What is detected in the demo at `threshold` with a recogniser that gives the word this `probability`.
-fn confirmed(threshold: f32, probability: Option<f32>) -> Vec<Agreement> {
+const YES: Option<Opinion> = Some(Opinion { odds: 1000.0, sureness: -0.1 });
+const NO: Option<Opinion> = Some(Opinion { odds: 0.001, sureness: -0.1 });
+
+/// What is detected in the demo at `threshold` with a recogniser of this `opinion`.
+fn confirmed(threshold: f32, opinion: Option<Opinion>) -> Vec<Agreement> {
     // One phrase of its two, so that no repetition decides.
     let keyphrases = vec![Keyphrase::builtin("help me").unwrap()];
     let mut detector = detector(&Settings { threshold, keyphrases, ..Settings::default() });
-    detector.confirm_with(Box::new(Parrot { probability, asked: Vec::new() }), true);
+    detector.confirm_with(Box::new(Parrot { opinion, asked: Vec::new() }), true);
     let mut detections = detector.push(&demo()).unwrap();
     detections.extend(detector.finish().unwrap());
     detections.into_iter().map(|detection| detection.agreement).collect()
@@ -212,18 +215,18 @@ fn confirmed(threshold: f32, probability: Option<f32>) -> Vec<Agreement> {
 
 #[test]
 fn sure_cry_is_reported_whatever_the_recogniser_says() {
-    for probability in [Some(0.0), Some(1.0), None] {
-        let agreed = confirmed(0.5, probability);
-        assert_eq!(agreed.len(), 1, "{probability:?}");
-        assert!(probability == Some(1.0) || agreed[0] == Agreement::FirstStage, "{probability:?}");
+    for opinion in [NO, YES, None] {
+        let agreed = confirmed(0.5, opinion);
+        assert_eq!(agreed.len(), 1, "{opinion:?}");
+        assert!(opinion == YES || agreed[0] == Agreement::FirstStage, "{opinion:?}");
     }
 }
 
 #[test]
 fn cry_that_the_first_stage_doubts_is_the_recognisers_to_decide() {
     // Out of reach of each of its windows, and not too faint to be asked about.
-    assert_eq!(confirmed(0.95, Some(0.9)), [Agreement::Confirmed]);
-    assert_eq!(confirmed(0.95, Some(0.001)), []);
+    assert_eq!(confirmed(0.95, YES), [Agreement::Confirmed]);
+    assert_eq!(confirmed(0.95, NO), []);
     assert_eq!(confirmed(0.95, None), [Agreement::FirstStage], "two windows make it sure");
 }
 
