@@ -313,8 +313,8 @@ mod tests {
         assert_eq!(outcome(0.6, &[sure, sure]), None);
         assert_eq!(outcome(0.6, &[unsure]), Some(Agreement::Confirmed));
         assert_eq!(outcome(0.4, &[unsure, unsure]), None, "too faint for so little");
-        let makes_up = says(0.1, -9.0);
-        assert_eq!(outcome(0.35, &[makes_up, makes_up]), None, "nothing it says counts for more");
+        let makes_up = says(0.05, -9.0);
+        assert_eq!(outcome(0.3, &[makes_up, makes_up]), None, "nothing it says counts for more");
     }
 
     #[test]
