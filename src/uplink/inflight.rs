@@ -49,6 +49,11 @@ impl InFlight {
         self.sent
     }
 
+    /// Whether an urgent one is among them.
+    pub(super) fn is_urgent(&self) -> bool {
+        self.entries.iter().any(|entry| entry.outgoing.urgent)
+    }
+
     /// Whether the id belongs to an entry.
     pub(super) fn uses(&self, packet_id: u16) -> bool {
         self.entries.iter().any(|e| e.packet_id == packet_id)

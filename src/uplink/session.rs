@@ -147,6 +147,11 @@ impl Session {
         self.inflight.len()
     }
 
+    /// PUBACKs that are to come and that nobody is in a hurry for: none while an alert is under way.
+    pub fn owed(&self) -> usize {
+        if self.inflight.is_urgent() { 0 } else { self.inflight.unacknowledged() }
+    }
+
     /// How many publishes [`Session::publish`] takes now.
     pub fn free_slots(&self) -> usize {
         match &self.state {

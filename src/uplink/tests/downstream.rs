@@ -245,6 +245,24 @@ fn an_urgent_publish_goes_before_what_is_still_to_be_resent() {
 }
 
 #[test]
+fn pubacks_are_owed_for_what_was_sent_and_none_while_an_alert_is_under_way() {
+    let mut wire = Wire::active(V5, settings(), Grants::default());
+    assert_eq!(wire.session.owed(), 0);
+    for token in 1..=2 {
+        wire.session.publish(outgoing(token, 10)).expect("a slot");
+    }
+    assert_eq!(wire.session.owed(), 0, "nothing was sent yet");
+    wire.publishes();
+    assert_eq!(wire.session.owed(), 2);
+    let mut alert = outgoing(9, 0);
+    alert.urgent = true;
+    wire.session.publish(alert).expect("a slot");
+    assert_eq!(wire.session.owed(), 0, "somebody is in a hurry");
+    wire.publishes();
+    assert_eq!(wire.session.owed(), 0);
+}
+
+#[test]
 fn another_device_with_our_client_id_is_noticed_over_both_versions() {
     let mut wire = Wire::active(V5, settings(), Grants::default());
     wire.hear(&[0xe0, 1, 0x8e]);
