@@ -30,6 +30,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::sys;
 use crate::clock::Clock;
+use crate::sensor::button::MEDIUM;
 
 /// Bytes of one of the two numbers, seconds and microseconds, with which a `struct input_event` begins.
 const WORD_BYTES: usize = size_of::<usize>();
@@ -45,8 +46,8 @@ const EV_SND: u16 = 0x12;
 /// Events that are read at a time.
 const EVENTS: usize = 16;
 /// How long before the level after it one is taken to have begun, where its own time is not known and both are found in one
-/// read: longer than a bounce, as short as a press.
-const UNTIMED: Duration = Duration::from_millis(50);
+/// read: how long the press was nobody knows, so it is none that calls an alarm off.
+const UNTIMED: Duration = MEDIUM;
 
 /// Where the contact is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -411,8 +412,8 @@ mod tests {
         for (length_ms, press) in [(80, Press::Short), (1200, Press::Medium), (3100, Press::Long)] {
             let changes = [(15_000, 1), (15_000 + length_ms, 0)];
             assert_eq!(presses(&in_one_read(true, &changes)), [press], "{length_ms} ms");
-            // Without the kernel's times nobody knows how long.
-            assert_eq!(presses(&in_one_read(false, &changes)), [Press::Short], "{length_ms} ms");
+            // Without the kernel's times nobody knows how long: it must not call an alarm off.
+            assert_eq!(presses(&in_one_read(false, &changes)), [Press::Medium], "{length_ms} ms");
         }
         let bounce = [(15_000, 1), (15_010, 0)];
         assert_eq!(presses(&in_one_read(true, &bounce)), []);
@@ -482,12 +483,12 @@ mod tests {
     }
 
     #[test]
-    fn a_press_beside_a_blinking_light_that_is_found_in_one_read_is_a_short_one_and_not_lost() {
+    fn a_press_of_unknown_length_is_not_lost_and_calls_no_alarm_off() {
         let mut keys =
             keys(Some(Anchor { at: clock().now(), since_boot: Duration::from_secs(10) }));
         keys.rest = after_blinks(&[(11_000, 1), (15_000, 0)]);
         let (levels, _) = keys.take();
-        assert_eq!(presses(&levels), [Press::Short], "and not one of four seconds");
+        assert_eq!(presses(&levels), [Press::Medium], "neither short nor one of four seconds");
     }
 
     #[test]
