@@ -202,10 +202,9 @@ impl Recogniser for Parrot {
 const YES: Option<Opinion> = Some(Opinion { odds: 1000.0, sureness: -0.1 });
 const NO: Option<Opinion> = Some(Opinion { odds: 0.001, sureness: -0.1 });
 
-/// What is detected in the demo at `threshold` with a recogniser of this `opinion`.
-fn confirmed(threshold: f32, opinion: Option<Opinion>) -> Vec<Agreement> {
-    // One phrase of its two, so that no repetition decides.
-    let keyphrases = vec![Keyphrase::builtin("help me").unwrap()];
+/// What is detected in the demo at `threshold` with a recogniser of this `opinion`, listening for this phrase alone.
+fn confirmed(phrase: &str, threshold: f32, opinion: Option<Opinion>) -> Vec<Agreement> {
+    let keyphrases = vec![Keyphrase::builtin(phrase).unwrap()];
     let mut detector = detector(&Settings { threshold, keyphrases, ..Settings::default() });
     detector.confirm_with(Box::new(Parrot { opinion, asked: Vec::new() }), true);
     let mut detections = detector.push(&demo()).unwrap();
@@ -216,7 +215,7 @@ fn confirmed(threshold: f32, opinion: Option<Opinion>) -> Vec<Agreement> {
 #[test]
 fn sure_cry_is_reported_whatever_the_recogniser_says() {
     for opinion in [NO, YES, None] {
-        let agreed = confirmed(0.5, opinion);
+        let agreed = confirmed("help", 0.5, opinion);
         assert_eq!(agreed.len(), 1, "{opinion:?}");
         assert!(opinion == YES || agreed[0] == Agreement::FirstStage, "{opinion:?}");
     }
@@ -225,9 +224,9 @@ fn sure_cry_is_reported_whatever_the_recogniser_says() {
 #[test]
 fn cry_that_the_first_stage_doubts_is_the_recognisers_to_decide() {
     // Out of reach of each of its windows, and not too faint to be asked about.
-    assert_eq!(confirmed(0.95, YES), [Agreement::Confirmed]);
-    assert_eq!(confirmed(0.95, NO), []);
-    assert_eq!(confirmed(0.95, None), [Agreement::FirstStage], "two windows make it sure");
+    assert_eq!(confirmed("help me", 0.9, YES), [Agreement::Confirmed]);
+    assert_eq!(confirmed("help me", 0.9, NO), []);
+    assert_eq!(confirmed("help me", 0.9, None), [Agreement::FirstStage], "two windows make it sure");
 }
 
 #[test]

@@ -213,9 +213,9 @@ impl OperatingPoint {
     /// The lowest score that is a detection.
     pub fn threshold(self) -> f32 {
         match self {
-            Self::Sensitive => 0.42,
-            Self::Balanced => 0.54,
-            Self::Quiet => 0.62,
+            Self::Sensitive => 0.40,
+            Self::Balanced => 0.50,
+            Self::Quiet => 0.60,
         }
     }
 

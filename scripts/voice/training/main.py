@@ -18,13 +18,13 @@ def main():
     import windows
 
     stage("people (a minute)")
-    clips = people.main(build / "debian", build / "people")
-    stage("speak (15 minutes of one core)")
+    cries, talk = people.main(build / "debian", build / "people")
+    stage("speak (45 minutes of one core)")
     speak.main(build / "packages", build)
     sets.main(build)
-    stage("windows (4 minutes)")
-    windows.main(model / "front.onnx", build, clips)
-    stage("adapt (12 minutes)")
+    stage("windows (10 minutes)")
+    windows.main(model / "front.onnx", build, cries, talk)
+    stage("adapt (14 minutes of two cores)")
     import adapt
 
     adapt.main(repository, model / "asr_waveform.hama", model / "g2p_vocab.json", build, out)

@@ -1,6 +1,10 @@
-"""People who do not cry for help: the prompts of a telephone exchange (Debian's asterisk-core-sounds-en-wav, CC-BY-SA-3.0, one
-speaker) and the dialogue of the adventure game in Debian's beneath-a-steel-sky (its licence lets everybody
-modify and pass it on; some twenty actors). Nothing of them is in the weights but what was learned from them."""
+"""People: the prompts of a telephone exchange (Debian's asterisk-core-sounds-en-wav, CC-BY-SA-3.0, one speaker) and the
+dialogue of the adventure games in Debian's beneath-a-steel-sky and drascula (their licences let everybody modify and pass
+them on; some twenty actors and a dozen). Nothing of them is in the weights but what was learned from them.
+
+All lines were written down by machine, as scripts/voice/human-set does it. help-by-people.txt holds those with "help" in
+them, and where in seconds the unadapted model hears the word; - where it does not, and of "helpful": such a line is
+neither a cry nor talk that is none."""
 
 import pathlib
 import struct
@@ -10,13 +14,16 @@ import soundfile
 from scipy.signal import resample_poly
 
 RATE = 16_000
-# The lines of the game up to this number were transcribed by machine; in these the word "help" was found.
-LAST_LINE = 51_895
-WITH_HELP = {50_525, 50_763, 51_000, 51_404, 51_429, 51_841, 51_842}
-
-
+# What stands before is no speech.
+FIRST_LINE = 50_000
+HERE = pathlib.Path(__file__).parent
+# (first, last second) of the word "help" in a clip, None where it is not known.
+HELP = {
+    name: tuple(map(float, when)) if when[0] != "-" else None
+    for name, *when in map(str.split, (HERE / "help-by-people.txt").read_text().splitlines())
+}
 # Prompts that the development set holds: it is to stay apart.
-DEVELOPMENT = set((pathlib.Path(__file__).parent / "development-prompts.txt").read_text().split())
+DEVELOPMENT = set((HERE / "development-prompts.txt").read_text().split())
 
 
 class Bits:
@@ -89,27 +96,39 @@ def unpacked(data):
     return bytes(out)
 
 
-def game(directory, out):
+def save(path, data):
+    """Unsigned bytes at 11 kHz, as games of the time hold their speech."""
+    sound = (numpy.frombuffer(data, "uint8").astype("float32") - 128) / 128
+    if len(sound) >= 4_000:
+        sound = numpy.clip(resample_poly(sound, 640, 441), -1, 1)
+        soundfile.write(path, sound.astype("float32"), RATE, subtype="PCM_16")
+
+
+def steel_sky(directory, out):
     index, data = (directory / "sky.dnr").read_bytes(), (directory / "sky.dsk").read_bytes()
     for at in range(4, len(index) - 7, 8):
         number = struct.unpack_from("<H", index, at)[0]
         path = out / f"sky-{number}.flac"
-        if not 50_000 <= number <= LAST_LINE or number in WITH_HELP or path.exists():
+        if number < FIRST_LINE or path.exists():
             continue
         offset, size = (int.from_bytes(index[at + i : at + i + 3], "little") for i in (2, 5))
         offset = (offset & 0x7FFFFF) * (16 if offset >> 23 else 1)
         line = data[offset : offset + (size & 0x3FFFFF)][22:]
-        line = unpacked(line) if line[:3] == b"RNC" else line
-        sound = (numpy.frombuffer(line, "uint8").astype("float32") - 128) / 128
-        if len(sound) >= 4_000:
-            sound = numpy.clip(resample_poly(sound, 640, 441), -1, 1)
-            soundfile.write(path, sound.astype("float32"), RATE, subtype="PCM_16")
+        save(path, unpacked(line) if line[:3] == b"RNC" else line)
+
+
+def drascula(directory, out):
+    for source in sorted(directory.glob("*.ALS")):
+        path = out / f"drascula-{source.stem}.flac"
+        if not source.is_symlink() and not path.exists():
+            save(path, source.read_bytes())
 
 
 def main(root, out):
-    """Paths of all clips; `root` is where the packages were unpacked."""
+    """Paths of all clips, cries and talk; `root` is where the packages were unpacked."""
     out.mkdir(parents=True, exist_ok=True)
-    game(root / "usr/share/scummvm/beneath-a-steel-sky", out)
+    steel_sky(root / "usr/share/scummvm/beneath-a-steel-sky", out)
+    drascula(root / "usr/share/scummvm/drascula/en", out)
     prompts = root / "usr/share/asterisk/sounds/en_US_f_Allison"
     for path in sorted(prompts.rglob("*.wav")):
         if path.stem in DEVELOPMENT:
@@ -121,4 +140,5 @@ def main(root, out):
         divisor = numpy.gcd(RATE, rate)
         sound = resample_poly(sound, RATE // divisor, rate // divisor).astype("float32")
         soundfile.write(target, numpy.clip(sound, -1, 1), RATE, subtype="PCM_16")
-    return sorted(out.glob("*.flac"))
+    clips = sorted(out.glob("*.flac"))
+    return [path for path in clips if HELP.get(path.stem)], [path for path in clips if path.stem not in HELP]

@@ -14,14 +14,17 @@ import soundfile
 
 import ear
 import rooms
+from people import HELP
 
 RATE, PART, SECONDS = 16_000, 200, 2.5
 SIZE = int(SECONDS * RATE)
 FRAMES = SIZE // ear.FRAME + 1
 # Blocks of the network that stay as they are.
-FRONT = 2
+FRONT = 1
 # Copies of a clip, each by another throat in another room: (of a phrase, of other talk).
 COPIES = {"espeak": (1, 1), "pico": (2, 2), "mixed": (4, 3)}
+# And of a line in which a person says "help".
+HUMAN_COPIES = 40
 # Phrases with something said after the keyphrase; of all others the end of the clip is its end.
 GOES_ON = {"help_fallen", "hilfe_gefallen", "help_me_please"}
 
@@ -65,6 +68,28 @@ def spoken_somewhere(rng, clip, phrase, talk):
     return window, start, end
 
 
+def line_around(rng, clip, when):
+    """(window, first, last sample of the word in it): a line in which a person says "help", as that person or another throat
+    says it, cut so that the word is heard to its end and a little further."""
+    first, last = (int(second * RATE) for second in when)
+    before, after = (clip[:first], clip[last:]) if rng.random() < 0.7 else (clip[:0], clip[last : last + 1_600])
+    word, rest = clip[max(0, first - 800) : last + 800], after[800:]
+    before, changed = before[: len(before) - 800], rng.random()
+    if changed < 0.5:
+        factor = rng.uniform(0.87, 1.13)
+        before, word, rest = (rooms.resampled(piece, factor) if len(piece) else piece for piece in (before, word, rest))
+    if changed > 0.75:
+        word = rooms.shouted(rng, word)
+    latest = SIZE - int(rng.uniform(0.2, 0.5) * RATE)
+    end = int(rng.uniform(min(latest, len(word)), latest))
+    window = numpy.zeros(SIZE, "float32")
+    start = max(0, end - len(word))
+    window[start:end] = word[-(end - start) :]
+    early, late = min(len(before), start), min(len(rest), SIZE - end)
+    window[start - early : start], window[end : end + late] = before[len(before) - early :], rest[:late]
+    return window, start, end
+
+
 def somewhere_in(rng, clip):
     """A window of somebody's talk, or all of it somewhere in a window."""
     if len(clip) > SIZE:
@@ -76,9 +101,11 @@ def somewhere_in(rng, clip):
     return window
 
 
-def jobs(group, corpus, people):
+def jobs(group, corpus, cries, people):
     """(path or "noise", label, phrase or None) of each window."""
-    if group == "people":
+    if group == "cries":
+        out = [(path, 1, None) for path in cries for _ in range(HUMAN_COPIES)]
+    elif group == "people":
         out = [(path, 0, None) for path in people for _ in range(2)] + [("noise", 0, None)] * 150
     else:
         rows = [row for row in csv.DictReader(open(corpus / "corpus.csv")) if row["part"] == "train"]
@@ -100,26 +127,30 @@ def example(rng, path, label, phrase, talk):
     clip = read(path)
     if len(clip) < RATE // 10 or not numpy.abs(clip).max() > 1e-3:
         return None
-    if phrase is None:
-        window, start, end, kind, often = somewhere_in(rng, clip), 0, SIZE, 0, 0.55
+    if phrase is None and label:
+        (window, start, end), kind, often = line_around(rng, clip, HELP[path.stem]), 0, 0.6
+    elif phrase is None:
+        if rng.random() < 0.25:
+            clip = rooms.shouted(rng, clip[: 4 * RATE])
+        window, start, end, kind, often = somewhere_in(rng, clip), 0, SIZE, 0, 0.65
         if numpy.std(window) < 1e-3:
             return None
     else:
         (window, start, end), kind, often = spoken_somewhere(rng, clip, phrase, talk), 1, 0.6
     heard = window
     if rng.random() < often:
-        heard = rooms.disturbed(rng, window, slice(start, end) if kind else slice(None), talk)
+        heard = rooms.disturbed(rng, window, slice(start, end) if label or kind else slice(None), talk)
     return window, heard, (label, start // ear.FRAME, min(FRAMES - 1, end // ear.FRAME), kind)
 
 
-def main(front, corpus, people):
+def main(front, corpus, cries, people):
     out = corpus / "windows"
     out.mkdir(exist_ok=True)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session, talk = onnxruntime.InferenceSession(str(front), options), talk_of(people[::9])
-    for group in ("people", "synth", "mixed"):
-        todo = jobs(group, corpus, people)
+    for group in ("people", "cries", "synth", "mixed"):
+        todo = jobs(group, corpus, cries, people)
         for part in range((len(todo) + PART - 1) // PART):
             path, columns = out / f"{group}-{part:03}.npz", ([], [], [])
             if path.exists():
