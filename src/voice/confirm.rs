@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_millis(700);
 /// above this its no would cost more cries than it saves alarms.
 const CERTAIN: f32 = 0.85;
 /// The least score that the recogniser is asked about, as a part of the threshold.
-const DOUBTFUL: f32 = 0.5;
+const DOUBTFUL: f32 = 0.4;
 /// The least odds of the word beside a score just at the threshold, where the recogniser is sure of all else that it writes.
 const NEEDED: f32 = 14.0;
 /// A score that is higher by this much needs a tenth of the odds.
