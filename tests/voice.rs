@@ -226,7 +226,11 @@ fn cry_that_the_first_stage_doubts_is_the_recognisers_to_decide() {
     // Out of reach of each of its windows, and not too faint to be asked about.
     assert_eq!(confirmed("help me", 0.9, YES), [Agreement::Confirmed]);
     assert_eq!(confirmed("help me", 0.9, NO), []);
-    assert_eq!(confirmed("help me", 0.9, None), [Agreement::FirstStage], "two windows make it sure");
+    assert_eq!(
+        confirmed("help me", 0.9, None),
+        [Agreement::FirstStage],
+        "two windows make it sure"
+    );
 }
 
 #[test]
