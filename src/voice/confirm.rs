@@ -336,7 +336,7 @@ mod tests {
         let recogniser = Scripted { script: VecDeque::new(), ready: Vec::new() };
         let confirmer = Confirmer::new(Box::new(recogniser), 0.5, false);
         let doubtful = |score| confirmer.is_doubtful(score);
-        assert!(doubtful(0.3) && doubtful(0.6) && !doubtful(0.9) && !doubtful(0.2));
+        assert!(doubtful(0.21) && doubtful(0.6) && !doubtful(0.9) && !doubtful(0.19));
     }
 
     #[test]
