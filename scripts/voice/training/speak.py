@@ -1,6 +1,6 @@
 """Synthetic speech of many voices: one WAV of 16 kHz a phrase and voice, and corpus.csv that lists them.
 
-Trained on: espeak-ng (6 English accents and German, 14 voices each), Pico (American, British, German), and Kokoro with 240
+Trained on: espeak-ng (6 English accents and German, 14 voices each), Pico (American, British, German), and Kokoro with 1,600
 speakers whom nobody has met: mixtures of 24 of its voices. Never trained on, only measured with: Flite, Festival, Piper's
 Joe and 14 other voices of Kokoro. What exists already is not made again."""
 
@@ -28,7 +28,7 @@ KOKORO_HELD_OUT = (
     "af_nicole af_river af_sarah af_sky am_fenrir am_puck am_santa bf_isabella bf_lily bm_fable bm_lewis im_nicola "
     "hf_alpha jm_kumo"
 ).split()
-MIXTURES = 240
+MIXTURES = 1_600
 # From espeak-ng's phonemes to those that Kokoro was trained on.
 TO_KOKORO = [
     ("eɪ", "A"), ("aɪ", "I"), ("aʊ", "W"), ("oʊ", "O"), ("əʊ", "Q"), ("ɔɪ", "Y"), ("dʒ", "ʤ"), ("tʃ", "ʧ"),
