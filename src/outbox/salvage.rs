@@ -107,7 +107,7 @@ impl Scan {
         let Some((parts, length)) = keys::header(&window[begin..]) else { return };
         let frame = &window[begin + 5..];
         let Some((lane, position)) = codec::peek_place(frame) else { return };
-        let value = (5 + length).min(PART_BYTES);
+        let value = length.saturating_add(5).min(PART_BYTES);
         if frame.len() < value - 5 || parts > 1 && value < PART_BYTES {
             return;
         }
@@ -117,7 +117,8 @@ impl Scan {
             return;
         }
         if parts == 1 {
-            let Ok(record) = codec::decode_record(&frame[..length]) else { return };
+            // What stands there by chance may say that it is longer than any part is.
+            let Some(Ok(record)) = frame.get(..length).map(codec::decode_record) else { return };
             self.note_sequence(&record);
         }
         let Ok(length) = u16::try_from(value) else { return };
@@ -402,5 +403,72 @@ impl Summary {
         self.heads[at].get_or_insert(position);
         let key = (record.event.source().to_owned(), keys::lane_byte(lane));
         self.sequences.entry(key).or_default().insert(record.sequence);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{ClockState, WallTime};
+    use crate::event::json;
+    use crate::outbox::memory::MemoryStore;
+    use crate::outbox::{Outbox, Store};
+
+    const NOW: WallTime = WallTime { unix_ms: 1_795_000_000_000, state: ClockState::Synced };
+
+    /// The value of a record's first part, of a record that has one part and of one that has three.
+    fn first_parts() -> Vec<Vec<u8>> {
+        let value = |bytes: usize| {
+            let data = "x".repeat(bytes);
+            let text = format!(
+                r#"{{"specversion":"1.0","id":"1","source":"/s","type":"t","data":"{data}"}}"#
+            );
+            let event = json::parse(text.as_bytes()).unwrap();
+            let mut outbox = Outbox::open(MemoryStore::default()).unwrap();
+            outbox.append(&[(Lane::Alert, event)], NOW).unwrap();
+            let key = keys::part(Lane::Alert, Position(1), 0);
+            outbox.store_mut().get(&key).unwrap().unwrap()
+        };
+        vec![value(100), value(9_000)]
+    }
+
+    #[test]
+    fn whatever_length_a_first_part_claims_is_borne() {
+        for part in first_parts() {
+            for parts in [0, 1, 3, 255] {
+                for length in [0, 1, 100, 3_578, 3_579, 3_580, 65_535, 0xA1ED_0A1E, u32::MAX] {
+                    let mut window = part.clone();
+                    window[0] = parts;
+                    window[1..5].copy_from_slice(&length.to_be_bytes());
+                    window.resize(window.len() + 2 * PART_BYTES, 0);
+                    let mut scan = Scan::default();
+                    scan.look(0, 0, &window);
+                    assert!(parts != 1 || scan.parts.is_empty(), "{parts} parts, {length}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_wrong_anywhere_are_borne() {
+        let mut state = 7u64;
+        let mut draw = |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as usize % below
+        };
+        let good: Vec<u8> = first_parts().into_iter().flatten().chain([0; PART_BYTES]).collect();
+        for _ in 0..5_000 {
+            let mut window = good.clone();
+            for _ in 0..=draw(4) {
+                let within = if draw(2) == 0 { 40 } else { window.len() };
+                let at = draw(within);
+                window[at] = draw(256) as u8;
+            }
+            let left = 1 + draw(window.len());
+            window.truncate(left);
+            Scan::default().look(0, 0, &window);
+        }
     }
 }
