@@ -1,6 +1,6 @@
 """People: the prompts of a telephone exchange (Debian's asterisk-core-sounds-en-wav, CC-BY-SA-3.0, one speaker) and the
 dialogue of the adventure games in Debian's beneath-a-steel-sky and drascula (their licences let everybody modify and pass
-them on; some twenty actors and a dozen). Nothing of them is in the weights but what was learned from them.
+them on; some twenty actors in the first). Nothing of them is in the weights but what was learned from them.
 
 All lines were written down by machine, as scripts/voice/human-set does it. help-by-people.txt holds those with "help" in
 them, and where in seconds the unadapted model hears the word; - where it does not, and of "helpful": such a line is
