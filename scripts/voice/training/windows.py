@@ -74,7 +74,7 @@ def line_around(rng, clip, when):
     first, last = (int(second * RATE) for second in when)
     before, after = (clip[:first], clip[last:]) if rng.random() < 0.7 else (clip[:0], clip[last : last + 1_600])
     word, rest = clip[max(0, first - 800) : last + 800], after[800:]
-    before, changed = before[: len(before) - 800], rng.random()
+    before, changed = before[: max(0, len(before) - 800)], rng.random()
     if changed < 0.5:
         factor = rng.uniform(0.87, 1.13)
         before, word, rest = (rooms.resampled(piece, factor) if len(piece) else piece for piece in (before, word, rest))
