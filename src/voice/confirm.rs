@@ -7,9 +7,12 @@
 //!                      │ word likely enough      │ there is no answer    │
 //! ```
 //!
-//! How likely falls with the score, and with how sure the recogniser is of what it writes: see [`Confirmer::needed`]. Of a word
-//! in noise it is sure of nothing, and then its no says little. The
-//! recogniser works beside the stream. An answer is waited for at most [`PATIENCE`] of the
+//! How likely falls with the score, and with how sure the recogniser is of what it writes: see [`Confirmer::convinces`]. Of a word
+//! in noise it is sure of nothing, and then its no says little; but what the first stage did not find it has to hear itself,
+//! likelier than any other word. Of a word that stands alone (`lone.rs`) that is enough, however faint: most of what
+//! sounds a little like a cry is in the midst of talk.
+//!
+//! The recogniser works beside the stream. An answer is waited for at most [`PATIENCE`] of the
 //! stream; if there is none by then, or it failed, the first stage's decision stands: this errs on
 //! the side of helping. A word is looked at in two windows, since a recogniser hears the same word
 //! differently in different surroundings; one in which it is likely enough will do, and only both together withdraw it. A word
@@ -29,8 +32,14 @@ const PATIENCE: Duration = Duration::from_millis(700);
 const CERTAIN: f32 = 0.85;
 /// The least score that the recogniser is asked about, as a part of the threshold.
 const DOUBTFUL: f32 = 0.4;
+/// The same for a word that stands alone.
+const LONE_DOUBTFUL: f32 = 0.3;
 /// The least odds of the word beside a score just at the threshold, where the recogniser is sure of all else that it writes.
 const NEEDED: f32 = 14.0;
+/// The least odds of a word that the first stage did not find: no other is likelier.
+const HEARD: f32 = 1.0;
+/// The odds that are enough for a word that stands alone.
+const LONE_NEEDED: f32 = 3.0;
 /// A score that is higher by this much needs a tenth of the odds.
 const TENTH_BY_SCORE: f32 = 0.2;
 /// A recogniser that is less sure by this much, in natural logarithms, needs a tenth of the odds,
@@ -91,19 +100,10 @@ struct Doubt {
     /// Windows in which it was found while it was doubted; not all could be asked about.
     looks: usize,
     answered: usize,
-    /// The answers that were one, and what the best of them says for the word.
-    known: usize,
-    evidence: f32,
-}
-
-impl Doubt {
-    fn learn(&mut self, opinion: Option<Opinion>) {
-        self.answered += 1;
-        if let Some(opinion) = opinion {
-            self.known += 1;
-            self.evidence = self.evidence.max(opinion.evidence());
-        }
-    }
+    /// Whether it stands alone, as far as its last window shows.
+    lone: bool,
+    /// The answers that were one; at most [`LOOKS`].
+    opinions: Vec<Opinion>,
 }
 
 /// Asks about doubtful hits and decides over them. See the module.
@@ -123,14 +123,14 @@ impl Confirmer {
         Self { recogniser, threshold, patient, doubts, questions: 0 }
     }
 
-    /// The least score that is worth a question.
-    pub(super) fn lowest(&self) -> f32 {
-        self.threshold * DOUBTFUL
+    /// The least score that is worth a question; `lone`: of a word that stands alone.
+    pub(super) fn lowest(&self, lone: bool) -> f32 {
+        self.threshold * if lone { LONE_DOUBTFUL } else { DOUBTFUL }
     }
 
     /// Whether the recogniser is to be asked about a hit of this score.
-    pub(super) fn is_doubtful(&self, score: f32) -> bool {
-        score >= self.lowest() && (score < CERTAIN || score <= self.threshold)
+    pub(super) fn is_doubtful(&self, score: f32, lone: bool) -> bool {
+        score >= self.lowest(lone) && (score < CERTAIN || score <= self.threshold)
     }
 
     /// Takes a hit that was found `now` in `window`. A word that is doubted already gets one more look.
@@ -139,6 +139,7 @@ impl Confirmer {
         &mut self,
         detection: Detection,
         word: &'static str,
+        lone: bool,
         now: Duration,
         window: &[f32],
     ) -> bool {
@@ -146,19 +147,18 @@ impl Confirmer {
         let known = self.doubts.iter().position(|d| d.detection.at.abs_diff(at) < SAME);
         let number = known.unwrap_or(self.doubts.len());
         if known.is_none() && number < MOST_DOUBTS {
-            let (until, asked) = (now + PATIENCE, Vec::with_capacity(LOOKS));
-            let (looks, answered, known) = (0, 0, 0);
             self.doubts.push(Doubt {
                 detection: detection.clone(),
-                until,
-                asked,
-                looks,
-                answered,
-                known,
-                evidence: f32::NEG_INFINITY,
+                until: now + PATIENCE,
+                asked: Vec::with_capacity(LOOKS),
+                looks: 0,
+                answered: 0,
+                lone,
+                opinions: Vec::with_capacity(LOOKS),
             });
         }
         let Some(doubt) = self.doubts.get_mut(number) else { return false };
+        doubt.lone = lone;
         if detection.score > doubt.detection.score {
             doubt.detection = detection;
         }
@@ -181,7 +181,8 @@ impl Confirmer {
             for &(number, opinion) in &answers {
                 let mut asked = self.doubts.iter_mut();
                 if let Some(doubt) = asked.find(|doubt| doubt.asked.contains(&number)) {
-                    doubt.learn(opinion);
+                    doubt.answered += 1;
+                    doubt.opinions.extend(opinion);
                 }
             }
             if !wait || answers.is_empty() {
@@ -189,7 +190,8 @@ impl Confirmer {
             }
         }
         let doubts = std::mem::take(&mut self.doubts);
-        let ready = |d: &Doubt| self.is_heard(d) || d.known >= LOOKS || now >= d.until || ended;
+        let ready =
+            |d: &Doubt| self.is_heard(d) || d.opinions.len() >= LOOKS || now >= d.until || ended;
         let (decided, waiting): (Vec<Doubt>, _) = doubts.into_iter().partition(ready);
         self.doubts = waiting;
         decided.into_iter().filter_map(|doubt| self.verdict(doubt)).collect()
@@ -200,24 +202,27 @@ impl Confirmer {
         !self.doubts.is_empty()
     }
 
-    /// The least evidence for a hit of this score.
-    fn needed(&self, score: f32) -> f32 {
-        NEEDED.log10() + (self.threshold - score) / TENTH_BY_SCORE
+    /// Whether this opinion of a hit of this score is enough.
+    fn convinces(&self, opinion: Opinion, score: f32, lone: bool) -> bool {
+        let needed = NEEDED.log10() + (self.threshold - score) / TENTH_BY_SCORE;
+        let itself = score >= self.threshold || opinion.odds >= HEARD;
+        (itself && opinion.evidence() >= needed) || (lone && opinion.odds >= LONE_NEEDED)
     }
 
     fn is_heard(&self, doubt: &Doubt) -> bool {
-        doubt.evidence >= self.needed(doubt.detection.score)
+        let (score, lone) = (doubt.detection.score, doubt.lone);
+        doubt.opinions.iter().any(|&opinion| self.convinces(opinion, score, lone))
     }
 
     fn verdict(&self, doubt: Doubt) -> Option<Detection> {
         let heard = self.is_heard(&doubt);
-        let Doubt { mut detection, known, looks, .. } = doubt;
+        let Doubt { mut detection, opinions, looks, .. } = doubt;
         if heard {
             detection.agreement = Agreement::Confirmed;
             return Some(detection);
         }
         // Withdrawn only if every look said no: on a slow board the second comes too late.
-        let withdrawn = known > 0 && known == looks;
+        let withdrawn = !opinions.is_empty() && opinions.len() == looks;
         (detection.score >= self.threshold && !withdrawn).then_some(detection)
     }
 }
@@ -254,6 +259,15 @@ mod tests {
 
     /// What becomes of a hit of `score` at 1 s that is found in as many windows as there are answers.
     fn outcome(score: f32, script: &[Option<Option<Opinion>>]) -> Option<Agreement> {
+        outcome_of(score, false, script)
+    }
+
+    /// The same for one that stands alone.
+    fn lone_outcome(score: f32, script: &[Option<Option<Opinion>>]) -> Option<Agreement> {
+        outcome_of(score, true, script)
+    }
+
+    fn outcome_of(score: f32, lone: bool, script: &[Option<Option<Opinion>>]) -> Option<Agreement> {
         let recogniser = Scripted { script: script.iter().copied().collect(), ready: Vec::new() };
         let mut confirmer = Confirmer::new(Box::new(recogniser), 0.5, false);
         let mut decided = Vec::new();
@@ -267,7 +281,7 @@ mod tests {
                 agreement: Agreement::FirstStage,
             };
             if decided.is_empty() {
-                confirmer.doubt(detection, "help", now, &[0.0]);
+                confirmer.doubt(detection, "help", lone, now, &[0.0]);
             }
             decided.extend(confirmer.decided(now + ms(100), false));
         }
@@ -313,8 +327,26 @@ mod tests {
         assert_eq!(outcome(0.6, &[sure, sure]), None);
         assert_eq!(outcome(0.6, &[unsure]), Some(Agreement::Confirmed));
         assert_eq!(outcome(0.4, &[unsure, unsure]), None, "too faint for so little");
-        let makes_up = says(0.05, -9.0);
-        assert_eq!(outcome(0.3, &[makes_up, makes_up]), None, "nothing it says counts for more");
+        let makes_up = says(0.001, -9.0);
+        assert_eq!(outcome(0.6, &[makes_up]), None, "nothing it says counts for more");
+    }
+
+    #[test]
+    fn what_the_first_stage_did_not_find_the_recogniser_has_to_hear_itself() {
+        let (hardly, just) = (says(0.9, -2.2), says(1.1, -2.2));
+        assert_eq!(outcome(0.4, &[hardly, hardly]), None);
+        assert_eq!(outcome(0.4, &[just]), Some(Agreement::Confirmed));
+        assert_eq!(outcome(0.5, &[hardly]), Some(Agreement::Confirmed));
+    }
+
+    #[test]
+    fn word_that_stands_alone_is_confirmed_however_faint_if_no_other_is_likely() {
+        let (other, word) = (says(2.0, -0.1), says(4.0, -0.1));
+        assert_eq!(outcome(0.2, &[word, word]), None, "in the midst of talk");
+        assert_eq!(lone_outcome(0.2, &[word]), Some(Agreement::Confirmed));
+        assert_eq!(lone_outcome(0.2, &[other, word]), Some(Agreement::Confirmed));
+        assert_eq!(lone_outcome(0.2, &[other, other]), None);
+        assert_eq!(lone_outcome(0.6, &[NO, NO]), None, "and one that is not heard is withdrawn");
     }
 
     #[test]
@@ -335,8 +367,10 @@ mod tests {
     fn only_the_doubtful_is_asked_about() {
         let recogniser = Scripted { script: VecDeque::new(), ready: Vec::new() };
         let confirmer = Confirmer::new(Box::new(recogniser), 0.5, false);
-        let doubtful = |score| confirmer.is_doubtful(score);
+        let doubtful = |score| confirmer.is_doubtful(score, false);
         assert!(doubtful(0.21) && doubtful(0.6) && !doubtful(0.9) && !doubtful(0.19));
+        let doubtful = |score| confirmer.is_doubtful(score, true);
+        assert!(doubtful(0.16) && doubtful(0.6) && !doubtful(0.9) && !doubtful(0.14));
     }
 
     #[test]
@@ -351,7 +385,7 @@ mod tests {
                 level_dbfs: -20.0,
                 agreement: Agreement::FirstStage,
             };
-            let taken = confirmer.doubt(detection, "help", Duration::from_secs(1), &[]);
+            let taken = confirmer.doubt(detection, "help", false, Duration::from_secs(1), &[]);
             assert_eq!(taken, second < MOST_DOUBTS as u64, "{second}");
         }
         assert_eq!(confirmer.doubts.len(), MOST_DOUBTS);

@@ -1,5 +1,6 @@
 //! Windows, leveling, and the decision which fits are detections.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use super::confirm::{Agreement, Confirmer, Recogniser};
 use super::decision::Decision;
 use super::gate::Gate;
 use super::lattice::{self, Fit, Frames, Pattern};
+use super::lone::stands_alone;
 use super::model::{FRAME_SAMPLES, Model, WINDOW_FRAMES};
 use super::phoneme::Transcription;
 use super::window::{REACH_SAMPLES, VIEWS, View, leveled};
@@ -26,6 +28,8 @@ const WINDOW_BLOCKS: usize = WINDOW_SAMPLES / Meter::BLOCK;
 /// The least score in a window, as a part of the threshold, that is looked at in its views as well, or again once the
 /// phrase is far enough from the window's end.
 const CANDIDATE: f32 = 0.55;
+/// The same where a recogniser can be asked and the phrase stands alone.
+const LONE_CANDIDATE: f32 = 0.32;
 /// Blocks of silence that follow a stream at its end.
 const SILENCE_BLOCKS: usize = 4;
 /// What a view counts at least: one in which nothing is heard must not outvote all others.
@@ -318,9 +322,10 @@ impl Detector {
         views: &mut Vec<Vec<f32>>,
     ) -> Result<Option<f32>, VoiceError> {
         let opinions = (1 + VIEWS.len()) as f32;
+        let lowest = self.lowest(self.is_lone(candidate.fit));
         let mut sum = self.score(candidate).ln();
         for (number, view) in VIEWS.into_iter().enumerate() {
-            if (sum / opinions).exp() < self.lowest() {
+            if (sum / opinions).exp() < lowest {
                 return Ok(None);
             }
             if number == views.len() {
@@ -345,9 +350,9 @@ impl Detector {
         scores.fold(0.0, f32::max)
     }
 
-    /// The lowest score that matters.
-    fn lowest(&self) -> f32 {
-        let asked = self.confirmer.as_ref().map_or(1.0, Confirmer::lowest);
+    /// The lowest score that matters; `lone`: of a phrase that stands alone.
+    fn lowest(&self, lone: bool) -> f32 {
+        let asked = self.confirmer.as_ref().map_or(1.0, |confirmer| confirmer.lowest(lone));
         self.decision.lowest().min(asked)
     }
 
@@ -392,11 +397,26 @@ impl Detector {
     fn candidates(&self, frames: Frames<'_>) -> Vec<Candidate> {
         let mut candidates = Vec::new();
         for (phrase, prepared) in self.phrases.iter().enumerate() {
-            let at_least = prepared.log_ratio(CANDIDATE * self.decision.threshold());
+            let can_ask = self.confirmer.is_some() && prepared.word.is_some();
+            let log_ratio = |part: f32| prepared.log_ratio(part * self.decision.threshold());
+            let (alone, always) = (log_ratio(LONE_CANDIDATE), log_ratio(CANDIDATE));
+            let at_least = if can_ask { alone } else { always };
             let fits = lattice::separate_fits(&prepared.pattern, frames, at_least);
-            candidates.extend(fits.into_iter().map(|fit| Candidate { phrase, fit }));
+            let wanted = |fit: &Fit| fit.log_ratio >= always || self.is_lone(*fit);
+            candidates.extend(fits.into_iter().filter(wanted).map(|fit| Candidate { phrase, fit }));
         }
         candidates
+    }
+
+    /// Whether what is said there stands alone, as far as the window shows.
+    fn is_lone(&self, fit: Fit) -> bool {
+        stands_alone(&self.sound, self.said(fit))
+    }
+
+    /// Where a fit of the window that ends here lies in the sound that is kept.
+    fn said(&self, fit: Fit) -> Range<usize> {
+        let end = self.sound.len().saturating_sub(before_end(fit));
+        end.saturating_sub((fit.end + 1 - fit.start) * FRAME_SAMPLES)..end
     }
 
     /// Reports a candidate of the window that ends here, which all views together give `score`, if the decision is for
@@ -408,24 +428,21 @@ impl Detector {
         window: &[f32],
         detections: &mut Vec<Detection>,
     ) {
-        let before_end = before_end(fit);
         let at = self.end_of(&Candidate { phrase, fit });
         let prepared = &self.phrases[phrase];
         let weighed = self.decision.weigh(prepared.cry, at, score);
-        let length = (fit.end + 1 - fit.start) * FRAME_SAMPLES;
-        let end = self.sound.len().saturating_sub(before_end);
-        let said = &self.sound[end.saturating_sub(length)..end];
+        let lone = self.is_lone(fit);
         let detection = Detection {
             phrase: prepared.text.clone(),
             score: weighed.unwrap_or(score),
             at,
-            level_dbfs: rms_dbfs(said),
+            level_dbfs: rms_dbfs(&self.sound[self.said(fit)]),
             agreement: Agreement::FirstStage,
         };
         if let (Some(confirmer), Some(word)) = (&mut self.confirmer, prepared.word)
-            && confirmer.is_doubtful(detection.score)
+            && confirmer.is_doubtful(detection.score, lone)
             && !self.decision.is_cooling_down(at)
-            && confirmer.doubt(detection.clone(), word, time_of(self.position), window)
+            && confirmer.doubt(detection.clone(), word, lone, time_of(self.position), window)
         {
             return;
         }

@@ -67,6 +67,7 @@ mod decision;
 mod detector;
 mod gate;
 mod lattice;
+mod lone;
 mod model;
 mod phoneme;
 mod window;
