@@ -21,7 +21,9 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ort::memory::Allocator;
@@ -46,6 +48,8 @@ const TOKENS_PER_SECOND: f32 = 6.5;
 /// How long whoever reads files, and waits, waits for an answer, and how long loading may take: a slow board needs
 /// a second for either. Whoever listens to a microphone waits for nothing.
 const LONGEST: Duration = Duration::from_secs(30);
+/// How long the process waits for the thread at its end: on a slow board a question takes a second.
+const LONGEST_END: Duration = Duration::from_secs(5);
 const BEGIN: i64 = 1;
 const END: i64 = 2;
 /// Shape of the decoder's memory: heads, size of one.
@@ -86,29 +90,64 @@ pub fn load(search_path: &[PathBuf]) -> Result<Handle, RecogniserError> {
     };
     let unusable =
         |problem: String| RecogniserError::Unusable { directory: directory.clone(), problem };
-    let (questions, to_answer) = sync_channel(QUEUE);
     let (ready, loaded) = channel();
     let from = directory.clone();
-    std::thread::Builder::new()
-        .name("hark-recogniser".to_owned())
-        .spawn(move || serve(&from, &ready, &to_answer))
+    let worker = Worker::start(move |questions, ending| serve(&from, &ready, questions, ending))
         .map_err(|error| unusable(error.to_string()))?;
     match loaded.recv_timeout(LONGEST) {
-        Ok(Ok(())) => Ok(Handle(questions)),
+        Ok(Ok(())) => Ok(Handle(Arc::new(worker))),
         Ok(Err(problem)) => Err(unusable(problem)),
         Err(_) => Err(unusable(format!("it is not ready after {} s", LONGEST.as_secs()))),
     }
 }
 
-/// The recogniser's thread, for any number of detectors. Cheap to clone; the thread ends with the last.
+/// The recogniser's thread, for any number of detectors. Cheap to clone; the last of all clones and of what they
+/// [connected](Self::connect) waits for the thread to end, which takes as long as a question.
 #[derive(Debug, Clone)]
-pub struct Handle(SyncSender<Question>);
+pub struct Handle(Arc<Worker>);
+
+#[derive(Debug)]
+struct Worker {
+    /// Taken when it is to end.
+    questions: Option<SyncSender<Question>>,
+    ending: Arc<AtomicBool>,
+    /// Nothing comes here; it closes when the thread has let go of the library.
+    ended: Mutex<Receiver<()>>,
+}
+
+impl Worker {
+    /// On a thread of its own: `work`, which ends soon after there are no more questions, or the flag is set.
+    fn start(
+        work: impl FnOnce(&Receiver<Question>, &AtomicBool) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let (questions, to_answer) = sync_channel(QUEUE);
+        let (alive, ended) = channel();
+        let ending = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&ending);
+        std::thread::Builder::new().name("hark-recogniser".to_owned()).spawn(move || {
+            work(&to_answer, &told);
+            drop::<Sender<()>>(alive);
+        })?;
+        Ok(Self { questions: Some(questions), ending, ended: Mutex::new(ended) })
+    }
+}
+
+impl Drop for Worker {
+    /// A process that ends takes the library apart, and a thread that still computes with it would read what is gone.
+    fn drop(&mut self) {
+        self.ending.store(true, Ordering::Relaxed);
+        self.questions = None;
+        if let Ok(ended) = self.ended.get_mut() {
+            let _ = ended.recv_timeout(LONGEST_END);
+        }
+    }
+}
 
 impl Handle {
     /// What a detector asks.
     pub fn connect(&self) -> Box<dyn Recogniser> {
         let (answer, answers) = channel();
-        Box::new(Asked { questions: self.0.clone(), answer, answers })
+        Box::new(Asked { worker: Arc::clone(&self.0), answer, answers })
     }
 }
 
@@ -125,7 +164,7 @@ struct Question {
 /// A detector's side.
 #[derive(Debug)]
 struct Asked {
-    questions: SyncSender<Question>,
+    worker: Arc<Worker>,
     answer: Sender<Answer>,
     answers: Receiver<Answer>,
 }
@@ -133,9 +172,10 @@ struct Asked {
 impl Recogniser for Asked {
     fn ask(&mut self, number: u64, word: &'static str, window: Vec<f32>, wait: bool) -> bool {
         let question = Question { number, word, window, answer: self.answer.clone() };
+        let Some(questions) = &self.worker.questions else { return false };
         match wait {
-            true => self.questions.send(question).is_ok(),
-            false => self.questions.try_send(question).is_ok(),
+            true => questions.send(question).is_ok(),
+            false => questions.try_send(question).is_ok(),
         }
     }
 
@@ -145,8 +185,13 @@ impl Recogniser for Asked {
     }
 }
 
-/// Ends when nobody asks any more.
-fn serve(directory: &Path, ready: &Sender<Result<(), String>>, questions: &Receiver<Question>) {
+/// Ends when nobody asks any more, with the question that it is at.
+fn serve(
+    directory: &Path,
+    ready: &Sender<Result<(), String>>,
+    questions: &Receiver<Question>,
+    ending: &AtomicBool,
+) {
     // The crate panics where the library cannot be loaded.
     let opened = catch_unwind(AssertUnwindSafe(|| Moonshine::open(directory)));
     let opened = opened.unwrap_or_else(|_| Err("the library cannot be loaded".to_owned()));
@@ -157,7 +202,8 @@ fn serve(directory: &Path, ready: &Sender<Result<(), String>>, questions: &Recei
     if ready.send(Ok(())).is_err() {
         return;
     }
-    for Question { number, word, window, answer } in questions {
+    let wanted = questions.iter().take_while(|_| !ending.load(Ordering::Relaxed));
+    for Question { number, word, window, answer } in wanted {
         // One question that it cannot bear must not be its last.
         let heard = match catch_unwind(AssertUnwindSafe(|| moonshine.opinion(word, &window))) {
             Ok(Ok(opinion)) => Some(opinion),
@@ -323,6 +369,29 @@ mod tests {
     fn absent_recogniser_is_an_error_that_says_how_to_get_it() {
         let error = load(&[PathBuf::from("/nowhere")]).unwrap_err().to_string();
         assert!(error.contains("/nowhere") && error.contains("--recogniser"), "{error}");
+    }
+
+    #[test]
+    fn last_handle_waits_until_the_thread_has_let_go_and_asks_nothing_more_of_it() {
+        let (begun, begins) = channel();
+        let (seen, answered) = channel();
+        let worker = Worker::start(move |questions, ending| {
+            let first = questions.recv().unwrap();
+            begun.send(()).unwrap();
+            // At this question when the last handle goes.
+            while !ending.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            seen.send(first.number).unwrap();
+        });
+        let handle = Handle(Arc::new(worker.unwrap()));
+        let mut asked = handle.connect();
+        assert!(asked.ask(1, "help", vec![0.0], false));
+        begins.recv().unwrap();
+        drop(handle);
+        assert!(answered.try_recv().is_err(), "a detector still has it");
+        drop(asked);
+        assert_eq!(answered.try_recv(), Ok(1), "it has ended");
     }
 
     #[test]
