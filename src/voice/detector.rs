@@ -106,6 +106,8 @@ impl Prepared {
 struct Candidate {
     phrase: usize,
     fit: Fit,
+    /// It stands alone, as far as the window shows, and a recogniser can be asked.
+    lone: bool,
 }
 
 /// Listens to one stream of 16 kHz mono. See the module [`voice`](super).
@@ -322,7 +324,7 @@ impl Detector {
         views: &mut Vec<Vec<f32>>,
     ) -> Result<Option<f32>, VoiceError> {
         let opinions = (1 + VIEWS.len()) as f32;
-        let lowest = self.lowest(self.is_lone(candidate.fit));
+        let lowest = self.lowest(candidate.lone);
         let mut sum = self.score(candidate).ln();
         for (number, view) in VIEWS.into_iter().enumerate() {
             if (sum / opinions).exp() < lowest {
@@ -402,15 +404,14 @@ impl Detector {
             let (alone, always) = (log_ratio(LONE_CANDIDATE), log_ratio(CANDIDATE));
             let at_least = if can_ask { alone } else { always };
             let fits = lattice::separate_fits(&prepared.pattern, frames, at_least);
-            let wanted = |fit: &Fit| fit.log_ratio >= always || self.is_lone(*fit);
-            candidates.extend(fits.into_iter().filter(wanted).map(|fit| Candidate { phrase, fit }));
+            let candidate = |fit| {
+                let lone = can_ask && stands_alone(&self.sound, self.said(fit));
+                Candidate { phrase, fit, lone }
+            };
+            let wanted = |c: &Candidate| c.fit.log_ratio >= always || c.lone;
+            candidates.extend(fits.into_iter().map(candidate).filter(wanted));
         }
         candidates
-    }
-
-    /// Whether what is said there stands alone, as far as the window shows.
-    fn is_lone(&self, fit: Fit) -> bool {
-        stands_alone(&self.sound, self.said(fit))
     }
 
     /// Where a fit of the window that ends here lies in the sound that is kept.
@@ -423,15 +424,15 @@ impl Detector {
     /// it, or asks about it.
     fn weigh(
         &mut self,
-        Candidate { phrase, fit }: Candidate,
+        candidate: Candidate,
         score: f32,
         window: &[f32],
         detections: &mut Vec<Detection>,
     ) {
-        let at = self.end_of(&Candidate { phrase, fit });
+        let at = self.end_of(&candidate);
+        let Candidate { phrase, fit, lone } = candidate;
         let prepared = &self.phrases[phrase];
         let weighed = self.decision.weigh(prepared.cry, at, score);
-        let lone = self.is_lone(fit);
         let detection = Detection {
             phrase: prepared.text.clone(),
             score: weighed.unwrap_or(score),
@@ -501,7 +502,7 @@ mod tests {
     }
 
     fn candidate(phrase: usize, start: usize, end: usize, log_ratio: f32) -> Candidate {
-        Candidate { phrase, fit: Fit { start, end, log_ratio } }
+        Candidate { phrase, fit: Fit { start, end, log_ratio }, lone: false }
     }
 
     #[test]

@@ -115,4 +115,6 @@ WORTE = (
     "Hälfte. Hülle. Gehilfe. Elf. Silbe. Halbe. Hölle. Helfer. Hütte. Hüfte. Wölfe. Höfe. Schilf. Hielte. Wilde. Himmel. Hilde. "
     "Hirse. Hitze. Halle."
 ).split()
-# What Kokoro says of German, as espeak-ng transcribes it, is German enough for other people's talk.
+# One word a clip, of those voices that are never trained on.
+ALONE = "Held. Health. Yelp. Hell. Kelp. Helmet. Hello. Whelp. Hope. Heap. Heal. Hurt. Hal. Hell!".split()
+ALLEIN = "Hälfte. Gehilfe. Hülle.".split()

@@ -1,5 +1,5 @@
-"""The held-out voices as sets to be measured with `hark detect --eval`: clean.csv, and noisy.csv, the same with a
-second before and half a second after in a room, over babble 10 dB below the voice."""
+"""The held-out voices as sets to be measured with `hark detect --eval`: clean.csv; noisy.csv, the same with a second before
+and half a second after in a room, over babble 10 dB below the voice; and alone.csv, near-homophones one word a clip."""
 
 import csv
 
@@ -29,7 +29,10 @@ def in_babble(rng, clip, talk):
 
 
 def main(corpus):
-    rows = [row for row in csv.DictReader(open(corpus / "corpus.csv")) if row["part"] == "held_out"]
+    everything = list(csv.DictReader(open(corpus / "corpus.csv")))
+    rows = [row for row in everything if row["part"] == "held_out"]
+    alone = [row for row in everything if row["part"] == "held_out_alone"]
+    alone = [[row["path"], row["label"], row["language"], "confusable", row["source_package"]] for row in alone]
     others = [corpus / row["path"] for row in rows if row["label"] == "non-trigger"]
     talk = windows.talk_of(others)
     (corpus / "noisy").mkdir(exist_ok=True)
@@ -44,7 +47,7 @@ def main(corpus):
         rng = numpy.random.default_rng([7, number])
         sound = in_babble(rng, windows.read(corpus / row["path"]), talk)
         soundfile.write(path, sound, windows.RATE, subtype="PCM_16")
-    for name, lines in (("clean", clean), ("noisy", noisy)):
+    for name, lines in (("clean", clean), ("noisy", noisy), ("alone", alone)):
         with open(corpus / f"{name}.csv", "w", newline="") as file:
             csv.writer(file).writerows([COLUMNS, *lines])
-    print(f"sets: {len(rows)} clips each in clean.csv and noisy.csv")
+    print(f"sets: {len(rows)} clips each in clean.csv and noisy.csv, {len(alone)} in alone.csv")

@@ -228,10 +228,23 @@ def mixtures(count, chance):
         yield "train", "mixed", voice, language, name, text, speed, 1
 
 
+def alone():
+    """Near-homophones one a clip, by every voice that is never trained on."""
+    voices = [("flite", voice) for voice in ("kal16", "awb", "rms", "slt")]
+    voices += [("festival", voice) for voice in ("kal_diphone", "ked_diphone", "cmu_us_slt_arctic_hts")]
+    voices += [("joe", "joe")] + [("kokoro", voice) for voice in KOKORO_HELD_OUT]
+    for engine, voice in voices:
+        for text in phrases.ALONE:
+            yield "held_out_alone", engine, voice, "en", "", text, 1, 1
+        if engine == "kokoro":
+            for text in phrases.ALLEIN:
+                yield "held_out_alone", engine, voice, "de", "", "de:" + text, 1, 1
+
+
 def main(packages, out):
     (out / "clips").mkdir(parents=True, exist_ok=True)
     voices, rows = Voices(pathlib.Path(packages)), []
-    everything = [*enumerate(plan(random.Random(5))), *enumerate(mixtures(MIXTURES, random.Random(77)))]
+    everything = [*enumerate(plan(random.Random(5))), *enumerate(mixtures(MIXTURES, random.Random(77))), *enumerate(alone())]
     for number, (part, engine, voice, language, phrase, text, speed, pitch) in everything:
         path = out / "clips" / f"{part}-{engine}-{number:05}.wav"
         if path.exists() or voices.speak(path, engine, voice, text, speed, pitch):
