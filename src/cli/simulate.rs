@@ -157,7 +157,7 @@ fn load(
         // As a TOML string, so that a file called `3` stays a name.
         .map(|(_, variable, value, _)| (variable.to_owned(), format!("{value:?}")));
     let home = match given.config.sensors.is_empty() {
-        true => Some(home(&given.config, scratch, parts)?),
+        true => Some(home(&given.config, args.speed.is_some(), scratch, parts)?),
         false => None,
     };
     if let Some(home) = &home {
@@ -180,10 +180,16 @@ fn load(
     Ok((loaded, home))
 }
 
-fn home(given: &Config, scratch: &Path, parts: &mut Parts) -> Result<Home, Failure> {
+fn home(
+    given: &Config,
+    has_story: bool,
+    scratch: &Path,
+    parts: &mut Parts,
+) -> Result<Home, Failure> {
     let zone = host::zone(&given.device.timezone)
         .map_err(|e| Failure::new(exit::CONFIG, format!("device.timezone: {e}")))?;
-    Home::new(&scratch.join("home"), zone, parts.clock.wall(), &mut parts.rng).map_err(failed)
+    let directory = scratch.join("home");
+    Home::new(&directory, zone, parts.clock.wall(), &mut parts.rng, has_story).map_err(failed)
 }
 
 fn failed(error: std::io::Error) -> Failure {

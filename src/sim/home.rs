@@ -4,7 +4,8 @@
 //! CO2, two power supplies, and files of a motion sensor and of the front door. A thread writes them as the
 //! day goes on, by a clock as fast as wanted. The day: an early riser gets up, goes about, naps; mains power is lost from
 //! 10:30 to 12:15, and the battery runs low; at 15:10 somebody falls, and nobody is about until a neighbour comes at
-//! 21:30. After it, ordinary days follow.
+//! 21:30. After it, ordinary days follow. Where the day is the real one, it is ordinary too: what is broken then was broken by
+//! somebody who watches.
 //!
 //! What the daily rhythm of this home is, was learned before: eight weeks of it are lived through in a
 //! moment, and their memory put where the agent looks for it.
@@ -48,10 +49,12 @@ pub struct Home {
     zone: Zone,
     first_day: i64,
     life: Life,
+    /// The day that is shown has its story.
+    has_story: bool,
 }
 
 impl Home {
-    /// Lays out the files in `directory` for the day on which `wall` is.
+    /// Lays out the files in `directory` for the day on which `wall` is; `has_story`: mains power is lost and somebody falls.
     ///
     /// # Errors
     /// The files cannot be written.
@@ -60,17 +63,20 @@ impl Home {
         zone: Zone,
         wall: WallTime,
         rng: &mut Rng,
+        has_story: bool,
     ) -> std::io::Result<Self> {
         let first_day = zone.local(wall.unix_ms).day() - LEARNED_DAYS;
         let style = &household::styles()[0];
         let mut life = household::live(style, &zone, first_day, LEARNED_DAYS + DAYS, rng);
-        let today = |minute: f64| zone.unix_ms(first_day + LEARNED_DAYS, minute);
-        let fallen = today(FALL_MIN)..today(FOUND_MIN);
-        life.signs.retain(|sign| !fallen.contains(&sign.at_ms));
-        let found = Sign { at_ms: fallen.end, trace: Trace::Door };
-        let place = life.signs.partition_point(|sign| sign.at_ms <= found.at_ms);
-        life.signs.insert(place, found);
-        let home = Self { directory: directory.to_owned(), zone, first_day, life };
+        if has_story {
+            let today = |minute: f64| zone.unix_ms(first_day + LEARNED_DAYS, minute);
+            let fallen = today(FALL_MIN)..today(FOUND_MIN);
+            life.signs.retain(|sign| !fallen.contains(&sign.at_ms));
+            let found = Sign { at_ms: fallen.end, trace: Trace::Door };
+            let place = life.signs.partition_point(|sign| sign.at_ms <= found.at_ms);
+            life.signs.insert(place, found);
+        }
+        let home = Self { directory: directory.to_owned(), zone, first_day, life, has_story };
         home.write(&State::at(&home, home.begins_ms()))?;
         Ok(home)
     }
@@ -249,8 +255,8 @@ impl State {
     fn at(home: &Home, at_ms: u64) -> Self {
         let today = home.zone.unix_ms(home.first_day + LEARNED_DAYS, 0.0);
         let minute = at_ms.saturating_sub(today) as f64 / MINUTE_MS as f64;
-        let is_first = at_ms < today + DAY_MS;
-        let fallen = is_first && (FALL_MIN..FOUND_MIN).contains(&minute);
+        let has_story = home.has_story && at_ms < today + DAY_MS;
+        let fallen = has_story && (FALL_MIN..FOUND_MIN).contains(&minute);
         let place = if fallen { Place::Home } else { home.life.place(at_ms) };
         let seen = |trace: &dyn Fn(Trace) -> bool| {
             let signs = &home.life.signs;
@@ -262,10 +268,10 @@ impl State {
         let of_day = minute.rem_euclid(1440.0);
         let sun = (std::f64::consts::PI * (of_day - 420.0) / 600.0).sin().max(0.0);
         let lamp = place == Place::Home && !fallen && sun < 0.2;
-        let mains = !is_first || !(MAINS_LOST.0..MAINS_LOST.1).contains(&minute);
+        let mains = !has_story || !(MAINS_LOST.0..MAINS_LOST.1).contains(&minute);
         let on_battery = (minute.min(MAINS_LOST.1) - MAINS_LOST.0).max(0.0);
         let since_mains = if mains { (minute - MAINS_LOST.1).max(0.0) } else { 0.0 };
-        let charge = if is_first { 100.0 - 0.9 * on_battery + 0.5 * since_mains } else { 100.0 };
+        let charge = if has_story { 100.0 - 0.9 * on_battery + 0.5 * since_mains } else { 100.0 };
         let hours_at_home = (0..3).filter(|ago| {
             home.life.place(at_ms.saturating_sub(ago * 60 * MINUTE_MS)) != Place::Out
         });
@@ -339,7 +345,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let wall = WallTime { unix_ms: 1_767_571_200_000, state: ClockState::Synced };
         let mut rng = Rng::from_seed(1);
-        let home = Home::new(directory.path(), Zone::utc(), wall, &mut rng).unwrap();
+        let home = Home::new(directory.path(), Zone::utc(), wall, &mut rng, true).unwrap();
         let today = home.zone.unix_ms(home.first_day + LEARNED_DAYS, 0.0);
         assert_eq!(today, wall.unix_ms);
         let at = |minute: u64| State::at(&home, today + minute * MINUTE_MS);
@@ -365,5 +371,17 @@ mod tests {
         home.write(&at(700)).unwrap();
         let read = |name: &str| std::fs::read_to_string(directory.path().join(name)).unwrap();
         assert_eq!((read("AC/online"), read("BAT0/status")), ("0".into(), "Discharging".into()));
+    }
+
+    #[test]
+    fn the_real_day_is_an_ordinary_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let wall = WallTime { unix_ms: 1_767_571_200_000, state: ClockState::Synced };
+        let mut rng = Rng::from_seed(1);
+        let home = Home::new(directory.path(), Zone::utc(), wall, &mut rng, false).unwrap();
+        for minute in 0..1440 {
+            let state = State::at(&home, wall.unix_ms + minute * MINUTE_MS);
+            assert!(state.mains && !state.fallen && state.charge >= 100.0, "{minute}: {state:?}");
+        }
     }
 }
