@@ -340,14 +340,20 @@ impl State {
 mod tests {
     use super::*;
 
+    /// A midnight.
+    const TODAY_MS: u64 = 1_767_571_200_000;
+
+    fn home(directory: &Path, has_story: bool) -> Home {
+        let wall = WallTime { unix_ms: TODAY_MS, state: ClockState::Synced };
+        Home::new(directory, Zone::utc(), wall, &mut Rng::from_seed(1), has_story).unwrap()
+    }
+
     #[test]
     fn the_day_has_its_story_and_the_files_say_it() {
         let directory = tempfile::tempdir().unwrap();
-        let wall = WallTime { unix_ms: 1_767_571_200_000, state: ClockState::Synced };
-        let mut rng = Rng::from_seed(1);
-        let home = Home::new(directory.path(), Zone::utc(), wall, &mut rng, true).unwrap();
+        let home = home(directory.path(), true);
         let today = home.zone.unix_ms(home.first_day + LEARNED_DAYS, 0.0);
-        assert_eq!(today, wall.unix_ms);
+        assert_eq!(today, TODAY_MS);
         let at = |minute: u64| State::at(&home, today + minute * MINUTE_MS);
         let mut before = at(330);
         let mut story = Vec::new();
@@ -376,11 +382,9 @@ mod tests {
     #[test]
     fn the_real_day_is_an_ordinary_one() {
         let directory = tempfile::tempdir().unwrap();
-        let wall = WallTime { unix_ms: 1_767_571_200_000, state: ClockState::Synced };
-        let mut rng = Rng::from_seed(1);
-        let home = Home::new(directory.path(), Zone::utc(), wall, &mut rng, false).unwrap();
+        let home = home(directory.path(), false);
         for minute in 0..1440 {
-            let state = State::at(&home, wall.unix_ms + minute * MINUTE_MS);
+            let state = State::at(&home, TODAY_MS + minute * MINUTE_MS);
             assert!(state.mains && !state.fallen && state.charge >= 100.0, "{minute}: {state:?}");
         }
     }

@@ -28,6 +28,8 @@ KOKORO_HELD_OUT = (
     "af_nicole af_river af_sarah af_sky am_fenrir am_puck am_santa bf_isabella bf_lily bm_fable bm_lewis im_nicola "
     "hf_alpha jm_kumo"
 ).split()
+FLITE = ("kal16", "awb", "rms", "slt")
+FESTIVAL = ("kal_diphone", "ked_diphone", "cmu_us_slt_arctic_hts")
 MIXTURES = 1_600
 # From espeak-ng's phonemes to those that Kokoro was trained on.
 TO_KOKORO = [
@@ -181,13 +183,13 @@ def plan(chance):
     for _ in range(2):
         for text in phrases.NOT_HILFE + phrases.SAETZE:
             yield "train", "pico", "de-DE", "de", "", text, speed(), high()
-    for voice in ("kal16", "awb", "rms", "slt"):
+    for voice in FLITE:
         for pace in (0.77, 1.0, 1.18):
             for name, texts in phrases.HELP.items():
                 yield "held_out", "flite", voice, "en", name, texts[0], pace, 1
         for text in phrases.NOT_HELP + phrases.SENTENCES:
             yield "held_out", "flite", voice, "en", "", text, 1, 1
-    for engine, voices in (("festival", ("kal_diphone", "ked_diphone", "cmu_us_slt_arctic_hts")), ("joe", ("joe",))):
+    for engine, voices in (("festival", FESTIVAL), ("joe", ("joe",))):
         for voice in voices:
             for name, texts in phrases.HELP.items():
                 yield "held_out", engine, voice, "en", name, texts[0], 1, 1
@@ -230,15 +232,13 @@ def mixtures(count, chance):
 
 def alone():
     """Near-homophones one a clip, by every voice that is never trained on."""
-    voices = [("flite", voice) for voice in ("kal16", "awb", "rms", "slt")]
-    voices += [("festival", voice) for voice in ("kal_diphone", "ked_diphone", "cmu_us_slt_arctic_hts")]
-    voices += [("joe", "joe")] + [("kokoro", voice) for voice in KOKORO_HELD_OUT]
-    for engine, voice in voices:
-        for text in phrases.ALONE:
-            yield "held_out_alone", engine, voice, "en", "", text, 1, 1
-        if engine == "kokoro":
-            for text in phrases.ALLEIN:
-                yield "held_out_alone", engine, voice, "de", "", "de:" + text, 1, 1
+    for engine, voices in (("flite", FLITE), ("festival", FESTIVAL), ("joe", ("joe",)), ("kokoro", KOKORO_HELD_OUT)):
+        for voice in voices:
+            for text in phrases.ALONE:
+                yield "held_out_alone", engine, voice, "en", "", text, 1, 1
+            if engine == "kokoro":
+                for text in phrases.ALLEIN:
+                    yield "held_out_alone", engine, voice, "de", "", "de:" + text, 1, 1
 
 
 def main(packages, out):
