@@ -30,6 +30,21 @@ fn child() {
     drop(workload::run(Path::new(root), plan));
 }
 
+#[test]
+fn a_run_goes_on_behind_half_a_note_that_the_kill_left() {
+    let root = tempfile::tempdir().unwrap();
+    let notes = root.path().join(NOTES);
+    let plan = |seed| Plan { seed, commits: 3, large: false, renew_every: None };
+    drop(workload::run(root.path(), plan(1)));
+    let mut text = std::fs::read_to_string(&notes).unwrap();
+    std::fs::write(&notes, format!("{text}begin +0:77:12")).unwrap();
+    drop(workload::run(root.path(), plan(2)));
+    text = std::fs::read_to_string(&notes).unwrap();
+    let mut promise = Promise::read(&text);
+    promise.check(&workload::open(root.path()).unwrap()).unwrap();
+    assert_eq!(promise.answered, 6, "{text}");
+}
+
 fn rounds(usual: usize) -> usize {
     std::env::var("HARK_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }

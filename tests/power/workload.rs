@@ -72,6 +72,11 @@ impl Noted {
     }
 }
 
+/// A kill between two pages of one write leaves half a line, which is as good as not written.
+fn whole_lines(notes: &str) -> &str {
+    notes.rfind('\n').map_or("", |end| &notes[..=end])
+}
+
 /// What an opened outbox showed of what was open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Settled {
@@ -95,11 +100,9 @@ pub(crate) struct Promise {
 }
 
 impl Promise {
-    /// Reads notes; a last line that was cut off is as good as not written.
     pub(crate) fn read(notes: &str) -> Self {
         let mut promise = Self::default();
-        let whole = notes.rfind('\n').map_or("", |end| &notes[..end]);
-        for line in whole.lines() {
+        for line in whole_lines(notes).lines() {
             match line {
                 "done" => {
                     promise.settle(usize::MAX);
@@ -236,6 +239,10 @@ pub(crate) fn run(root: &Path, plan: Plan) -> Outbox<SledStore> {
     let mut promise = Promise::read(&notes);
     let mut file =
         std::fs::File::options().create(true).append(true).open(root.join(NOTES)).unwrap();
+    let whole = whole_lines(&notes).len();
+    if whole < notes.len() {
+        file.set_len(whole as u64).unwrap();
+    }
     let mut outbox = open(root).unwrap();
     let mut note = |text: &str| file.write_all(text.as_bytes()).unwrap();
     let settled = promise.check(&outbox).unwrap();
