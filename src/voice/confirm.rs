@@ -10,7 +10,7 @@
 //! How likely falls with the score, and with how sure the recogniser is of what it writes: see [`Confirmer::convinces`]. Of a word
 //! in noise it is sure of nothing, and then its no says little; but what the first stage did not find it has to hear itself,
 //! likelier than any other word. Of a word that stands alone (`lone.rs`) that is enough, however faint: most of what
-//! sounds a little like a cry is in the midst of talk.
+//! sounds a little like a cry is in the midst of talk. But where there is no noise, that it is sure of nothing is no excuse.
 //!
 //! The recogniser works beside the stream. An answer is waited for at most [`PATIENCE`] of the
 //! stream; if there is none by then, or it failed, the first stage's decision stands: this errs on
@@ -38,10 +38,12 @@ const LONE_DOUBTFUL: f32 = 0.3;
 const NEEDED: f32 = 14.0;
 /// The least odds of a word that the first stage did not find: no other is likelier.
 const HEARD: f32 = 1.0;
-/// The odds that are enough for a word that stands alone.
+/// The odds of a word that stands alone that are enough at the threshold and below, however unsure the recogniser is.
 const LONE_NEEDED: f32 = 3.0;
 /// A score that is higher by this much needs a tenth of the odds.
 const TENTH_BY_SCORE: f32 = 0.2;
+/// The same for a word that stands alone, above the threshold.
+const LONE_TENTH_BY_SCORE: f32 = 0.15;
 /// A recogniser that is less sure by this much, in natural logarithms, needs a tenth of the odds,
 const TENTH_BY_SURENESS: f32 = 0.67;
 /// down to this: below it, it makes up words.
@@ -204,9 +206,13 @@ impl Confirmer {
 
     /// Whether this opinion of a hit of this score is enough.
     fn convinces(&self, opinion: Opinion, score: f32, lone: bool) -> bool {
-        let needed = NEEDED.log10() + (self.threshold - score) / TENTH_BY_SCORE;
-        let itself = score >= self.threshold || opinion.odds >= HEARD;
-        (itself && opinion.evidence() >= needed) || (lone && opinion.odds >= LONE_NEEDED)
+        let above = score - self.threshold;
+        if lone {
+            let needed = LONE_NEEDED.log10() - above.max(0.0) / LONE_TENTH_BY_SCORE;
+            return opinion.odds.log10() >= needed;
+        }
+        let needed = NEEDED.log10() - above / TENTH_BY_SCORE;
+        (above >= 0.0 || opinion.odds >= HEARD) && opinion.evidence() >= needed
     }
 
     fn is_heard(&self, doubt: &Doubt) -> bool {
@@ -347,6 +353,17 @@ mod tests {
         assert_eq!(lone_outcome(0.2, &[other, word]), Some(Agreement::Confirmed));
         assert_eq!(lone_outcome(0.2, &[other, other]), None);
         assert_eq!(lone_outcome(0.6, &[NO, NO]), None, "and one that is not heard is withdrawn");
+    }
+
+    #[test]
+    fn of_a_word_that_stands_alone_being_sure_of_nothing_is_no_excuse_and_a_better_score_is() {
+        let unsure = says(0.1, -2.2);
+        assert_eq!(outcome(0.55, &[unsure]), Some(Agreement::Confirmed), "in noise");
+        assert_eq!(lone_outcome(0.55, &[unsure, unsure]), None);
+        assert_eq!(lone_outcome(0.45, &[says(2.0, -2.2)]), None);
+        let hardly = says(0.05, 0.0);
+        assert_eq!(lone_outcome(0.8, &[hardly]), Some(Agreement::Confirmed));
+        assert_eq!(lone_outcome(0.7, &[hardly, hardly]), None);
     }
 
     #[test]

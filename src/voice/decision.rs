@@ -3,7 +3,8 @@
 //! One *sure* hit, at or above the threshold, is enough. Two *faint* ones say more than one:
 //!
 //! - The same word in two windows: the better one and [`AGAIN`] of the next best, if that makes it sure, and just so. The model is
-//!   wrong about what is said in one position more often than in two (`docs/voice.md`), though never independently.
+//!   wrong about what is said in one position more often than in two (`docs/voice.md`), though never independently. Of a word that
+//!   stands alone (`lone.rs`) two windows show the same word and the same silence, and say no more than one.
 //! - People in need repeat themselves ("Hilfe! … Hilfe!"): two utterances of the same cry within
 //!   [`REPEAT_WITHIN`] count together as `1 − (1 − a)(1 − b)`, the chance that not both are wrong if
 //!   the scores were chances and independent. They are neither, which is why a hit counts as faint
@@ -36,8 +37,10 @@ struct Faint {
 }
 
 impl Faint {
-    fn learn(&mut self, score: f32) {
-        self.next = self.next.max(score.min(self.best));
+    fn learn(&mut self, score: f32, lone: bool) {
+        if !lone {
+            self.next = self.next.max(score.min(self.best));
+        }
         self.best = self.best.max(score);
     }
 
@@ -81,9 +84,15 @@ impl Decision {
     }
 
     /// Takes a hit that ends `at`; `cry` is the same number for phrases that are one cry ("help"
-    /// and "help me"). Returns its score, together with other windows and a repetition where there are any, `None` where
+    /// and "help me"), `lone`: it stands alone. Returns its score, together with other windows and a repetition where there are any, `None` where
     /// there is nothing to report.
-    pub(super) fn weigh(&mut self, cry: usize, at: Duration, score: f32) -> Option<f32> {
+    pub(super) fn weigh(
+        &mut self,
+        cry: usize,
+        at: Duration,
+        score: f32,
+        lone: bool,
+    ) -> Option<f32> {
         if self.is_cooling_down(at) || score < self.lowest() {
             return None;
         }
@@ -92,7 +101,7 @@ impl Decision {
         let apart = own.filter(|faint| at.abs_diff(faint.at) >= SAME_UTTERANCE);
         let before = apart.map(|faint| faint.score(self.threshold)).fold(0.0, f32::max);
         // One that is sure is remembered as well: it may be doubted, and then counts towards the next.
-        let now = self.utterance(cry, at, score).score(self.threshold);
+        let now = self.utterance(cry, at, score, lone).score(self.threshold);
         let together = if before > 0.0 { 1.0 - (1.0 - now) * (1.0 - before) } else { now };
         self.is_sure(together).then_some(together)
     }
@@ -104,11 +113,11 @@ impl Decision {
     }
 
     /// The utterance that this hit is a window of, the hit included. It is remembered.
-    fn utterance(&mut self, cry: usize, at: Duration, score: f32) -> Faint {
+    fn utterance(&mut self, cry: usize, at: Duration, score: f32, lone: bool) -> Faint {
         let mut seen = self.faint.iter_mut();
         let same = |faint: &&mut Faint| faint.cry == cry && at.abs_diff(faint.at) < SAME_UTTERANCE;
         if let Some(faint) = seen.find(same) {
-            faint.learn(score);
+            faint.learn(score, lone);
             return *faint;
         }
         let faint = Faint { cry, at, best: score, next: 0.0 };
@@ -130,7 +139,7 @@ mod tests {
 
     impl Decision {
         fn hear(&mut self, cry: usize, at: Duration, score: f32) -> Option<f32> {
-            let weighed = self.weigh(cry, at, score)?;
+            let weighed = self.weigh(cry, at, score, false)?;
             self.reported(at);
             Some(weighed)
         }
@@ -139,11 +148,11 @@ mod tests {
     #[test]
     fn sure_hit_that_was_doubted_counts_towards_the_next_one() {
         let mut decision = decision();
-        assert_eq!(decision.weigh(0, ms(1_000), 0.6), Some(0.6));
-        let together = decision.weigh(0, ms(3_000), 0.6).unwrap();
+        assert_eq!(decision.weigh(0, ms(1_000), 0.6, false), Some(0.6));
+        let together = decision.weigh(0, ms(3_000), 0.6, false).unwrap();
         assert!((together - 0.84).abs() < 1e-6, "{together}");
         decision.reported(ms(3_000));
-        assert_eq!(decision.weigh(0, ms(9_000), 0.6), Some(0.6), "a reported cry is over");
+        assert_eq!(decision.weigh(0, ms(9_000), 0.6, false), Some(0.6), "a reported cry is over");
     }
 
     fn ms(ms: u64) -> Duration {
@@ -174,13 +183,21 @@ mod tests {
     }
 
     #[test]
+    fn two_windows_of_a_word_that_stands_alone_say_no_more_than_one_and_its_repetition_does() {
+        let mut decision = decision();
+        assert_eq!(decision.weigh(0, ms(1_000), 0.55, true), None);
+        assert_eq!(decision.weigh(0, ms(1_100), 0.55, true), None);
+        assert!(decision.weigh(0, ms(2_500), 0.55, true).is_some_and(|score| score > 0.75));
+    }
+
+    #[test]
     fn a_third_window_counts_only_if_it_is_better_than_one_of_the_two() {
         let mut faint = Faint { cry: 0, at: ms(0), best: 0.45, next: 0.0 };
         for score in [0.2, 0.1, 0.15] {
-            faint.learn(score);
+            faint.learn(score, false);
         }
         assert_eq!((faint.best, faint.next), (0.45, 0.2));
-        faint.learn(0.5);
+        faint.learn(0.5, false);
         assert_eq!((faint.best, faint.next), (0.5, 0.45));
     }
 

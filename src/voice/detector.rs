@@ -106,7 +106,7 @@ impl Prepared {
 struct Candidate {
     phrase: usize,
     fit: Fit,
-    /// It stands alone, as far as the window shows, and a recogniser can be asked.
+    /// It stands alone, as far as the window shows.
     lone: bool,
 }
 
@@ -324,7 +324,7 @@ impl Detector {
         views: &mut Vec<Vec<f32>>,
     ) -> Result<Option<f32>, VoiceError> {
         let opinions = (1 + VIEWS.len()) as f32;
-        let lowest = self.lowest(candidate.lone);
+        let lowest = self.lowest(candidate);
         let mut sum = self.score(candidate).ln();
         for (number, view) in VIEWS.into_iter().enumerate() {
             if (sum / opinions).exp() < lowest {
@@ -352,9 +352,10 @@ impl Detector {
         scores.fold(0.0, f32::max)
     }
 
-    /// The lowest score that matters; `lone`: of a phrase that stands alone.
-    fn lowest(&self, lone: bool) -> f32 {
-        let asked = self.confirmer.as_ref().map_or(1.0, |confirmer| confirmer.lowest(lone));
+    /// The lowest score of a candidate that matters.
+    fn lowest(&self, candidate: &Candidate) -> f32 {
+        let can_be_asked = self.phrases[candidate.phrase].word.and(self.confirmer.as_ref());
+        let asked = can_be_asked.map_or(1.0, |confirmer| confirmer.lowest(candidate.lone));
         self.decision.lowest().min(asked)
     }
 
@@ -405,7 +406,7 @@ impl Detector {
             let at_least = if can_ask { alone } else { always };
             let fits = lattice::separate_fits(&prepared.pattern, frames, at_least);
             let candidate = |fit| {
-                let lone = can_ask && stands_alone(&self.sound, self.said(fit));
+                let lone = stands_alone(&self.sound, self.said(fit));
                 Candidate { phrase, fit, lone }
             };
             let wanted = |c: &Candidate| c.fit.log_ratio >= always || c.lone;
@@ -432,7 +433,7 @@ impl Detector {
         let at = self.end_of(&candidate);
         let Candidate { phrase, fit, lone } = candidate;
         let prepared = &self.phrases[phrase];
-        let weighed = self.decision.weigh(prepared.cry, at, score);
+        let weighed = self.decision.weigh(prepared.cry, at, score, lone);
         let detection = Detection {
             phrase: prepared.text.clone(),
             score: weighed.unwrap_or(score),
