@@ -247,7 +247,7 @@ fn word_that_stands_alone_is_confirmed_by_odds_that_are_too_little_behind_a_knoc
     // "help" out of "help me", its p cut off: the first stage is not sure enough of it.
     let word = &demo()[158_400..164_000];
     let behind = |knock: f32| {
-        let (room, knock) = (noise(32_000, 0.001), noise(4_800, knock));
+        let (room, knock) = (noise(32_000, 0.001), noise(1_600, knock));
         [&room, &knock, &room[..4_800], word, &room].concat()
     };
     let (alone, knocked) = (behind(0.001), behind(0.1));

@@ -35,7 +35,7 @@ const DOUBTFUL: f32 = 0.4;
 /// The same for a word that stands alone.
 const LONE_DOUBTFUL: f32 = 0.3;
 /// The least odds of the word beside a score just at the threshold, where the recogniser is sure of all else that it writes.
-const NEEDED: f32 = 14.0;
+const NEEDED: f32 = 8.0;
 /// The least odds of a word that the first stage did not find: no other is likelier.
 const HEARD: f32 = 1.0;
 /// The odds of a word that stands alone that are enough at the threshold and below, however unsure the recogniser is.

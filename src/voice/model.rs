@@ -58,7 +58,7 @@ impl std::fmt::Debug for Model {
 impl Model {
     /// What an event says in `model`: the package the weights come from, its version, and what we taught it
     /// (`docs/voice.md`, "Model card").
-    pub const NAME: &str = "hama-1.7.0+hark2";
+    pub const NAME: &str = "hama-1.7.0+hark3";
 
     /// Reads the weights (`onnx`, the content of the ONNX file) and the vocabulary (`vocabulary`,
     /// the text of the JSON file), and runs one silent window through them: a model that loads

@@ -19,12 +19,12 @@ def main():
 
     stage("people (a minute)")
     cries, talk = people.main(build / "debian", build / "people")
-    stage("speak (45 minutes of one core)")
+    stage("speak (55 minutes of one core)")
     speak.main(build / "packages", build)
     sets.main(build)
-    stage("windows (10 minutes)")
+    stage("windows (12 minutes)")
     windows.main(model / "front.onnx", build, cries, talk)
-    stage("adapt (14 minutes of two cores)")
+    stage("adapt (23 minutes of two cores)")
     import adapt
 
     adapt.main(repository, model / "asr_waveform.hama", model / "g2p_vocab.json", build, out)

@@ -115,6 +115,21 @@ WORTE = (
     "Hälfte. Hülle. Gehilfe. Elf. Silbe. Halbe. Hölle. Helfer. Hütte. Hüfte. Wölfe. Höfe. Schilf. Hielte. Wilde. Himmel. Hilde. "
     "Hirse. Hitze. Halle."
 ).split()
-# One word a clip, of those voices that are never trained on.
-ALONE = "Held. Health. Yelp. Hell. Kelp. Helmet. Hello. Whelp. Hope. Heap. Heal. Hurt. Hal. Hell!".split()
-ALLEIN = "Hälfte. Gehilfe. Hülle.".split()
+# One word a clip and nothing else; what is taken for a keyphrase most often stands here more than once.
+ALONE = (
+    "Hell! Hell. Hell! Hell. Held! Held. Held. Hope! Hope. Hope. Kelp. Kelp! Yelp. Yelp! Whelp. Whelp! Hal! Hal. Health. Helmet. Hello? Hello! "
+    "Helm. Heap. Heal. Hip! Hop! Hup! Hemp. Hill. Hull. Hall. Hail! Hole. Hold! Howl. Half. Halt! Hulk! Hat. Hurt. Harp. Heel. Heat. Head! "
+    "Well. Yell! Bell. Gulp. Pulp. Elf. Shelf. Self. Felt. Belt. Scalp. Hey! Hi! Oh! Ow! Hell~no! Oh~hell! Hell!~Hell! Held.~Held. "
+    "Hope!~Hope! Hello!~Hello!"
+).split()  # fmt: skip
+ALONE = [word.replace("~", " ") for word in ALONE]
+# What ends in a breath instead of a p.
+BREATHED = "Health. Health! Healthy. Healthy! Your~health. A~healthy~meal. Wealth! Stealth. Half! Helmet! Helmet. Elf! What~the~hell! Hip! Hop! Hemp.".split()
+BREATHED = [word.replace("~", " ") for word in BREATHED]
+ALLEIN = (
+    "Hälfte. Hälfte! Hülle. Hülle! Gehilfe. Gehilfe! Hölle! Hölle. Helfer. Hilde! Hilfst. Hütte. Hüfte. Himmel! Hallo? Hallo! "
+    "Elf. Schilf."
+).split()
+# And what the voices say alone that are never trained on.
+MEASURED_ALONE = "Held. Health. Yelp. Hell. Kelp. Helmet. Hello. Whelp. Hope. Heap. Heal. Hurt. Hal. Hell!".split()
+GEMESSEN_ALLEIN = "Hälfte. Gehilfe. Hülle.".split()

@@ -1,6 +1,6 @@
 """Synthetic speech of many voices: one WAV of 16 kHz a phrase and voice, and corpus.csv that lists them.
 
-Trained on: espeak-ng (6 English accents and German, 14 voices each), Pico (American, British, German), and Kokoro with 1,600
+Trained on: espeak-ng (6 English accents and German, 14 voices each), Pico (American, British, German), and Kokoro with 2,700
 speakers whom nobody has met: mixtures of 24 of its voices. Never trained on, only measured with: Flite, Festival, Piper's
 Joe and 14 other voices of Kokoro. What exists already is not made again."""
 
@@ -31,6 +31,8 @@ KOKORO_HELD_OUT = (
 FLITE = ("kal16", "awb", "rms", "slt")
 FESTIVAL = ("kal_diphone", "ked_diphone", "cmu_us_slt_arctic_hts")
 MIXTURES = 1_600
+# And of those who say one word alone: all kinds of them, then those that end in a breath.
+MIXTURES_ALONE, MIXTURES_BREATHED = 900, 200
 # From espeak-ng's phonemes to those that Kokoro was trained on.
 TO_KOKORO = [
     ("eɪ", "A"), ("aɪ", "I"), ("aʊ", "W"), ("oʊ", "O"), ("əʊ", "Q"), ("ɔɪ", "Y"), ("dʒ", "ʤ"), ("tʃ", "ʧ"),
@@ -211,10 +213,15 @@ def plan(chance):
             yield "held_out", "kokoro", voice, "de", "", "de:" + text, chance.uniform(0.85, 1.15), 1
 
 
+def mixture_called(number):
+    """British every third."""
+    return ("b" if number % 3 == 0 else "a") + f"-{number}"
+
+
 def mixtures(count, chance):
     """The same for so many speakers whom nobody has met: each says one thing."""
     for number in range(count):
-        voice, kind = ("b" if number % 3 == 0 else "a") + f"-{number}", chance.random()
+        voice, kind = mixture_called(number), chance.random()
         if kind < 0.42:
             name = chance.choice(["help", "help", "help_me", *phrases.HELP])
             language, text = "en", chance.choice(phrases.HELP[name])
@@ -230,21 +237,73 @@ def mixtures(count, chance):
         yield "train", "mixed", voice, language, name, text, speed, 1
 
 
-def alone():
+def alone(chance):
+    """One word a clip of those voices that are trained on: near-homophones above all, and the keyphrases."""
+    speed, pitch = (lambda: chance.uniform(0.7, 1.3)), (lambda: chance.uniform(0.3, 1.7))
+    cry, hilfe = lambda: chance.choice(["Help!", "Help!", "Help.", "Help! Help!", "Help me!"]), lambda: chance.choice(["Hilfe!", "Hilfe."])
+    for accent in ACCENTS:
+        for variant in VARIANTS:
+            for text in chance.sample(phrases.ALONE, 9):
+                yield "train_alone", "espeak", accent + variant, "en", "", text, speed(), pitch()
+            for _ in range(4):
+                yield "train_alone", "espeak", accent + variant, "en", "help", cry(), speed(), pitch()
+    for variant in VARIANTS:
+        for text in phrases.ALLEIN:
+            yield "train_alone", "espeak", "de" + variant, "de", "", text, speed(), pitch()
+        for _ in range(6):
+            yield "train_alone", "espeak", "de" + variant, "de", "hilfe", hilfe(), speed(), pitch()
+    for voice, words, language, phrase, said in (
+        ("en-US", phrases.ALONE, "en", "help", cry),
+        ("en-GB", phrases.ALONE, "en", "help", cry),
+        ("de-DE", phrases.ALLEIN * 3, "de", "hilfe", hilfe),
+    ):
+        for text in words:
+            yield "train_alone", "pico", voice, language, "", text, speed(), chance.uniform(0.7, 1.4)
+        for _ in range(20):
+            yield "train_alone", "pico", voice, language, phrase, said(), speed(), chance.uniform(0.7, 1.4)
+    for number in range(MIXTURES, MIXTURES + MIXTURES_ALONE):
+        voice, kind = mixture_called(number), chance.random()
+        if kind < 0.28:
+            language, name, text = "en", "help", cry()
+        elif kind < 0.36:
+            language, name, text = "de", "hilfe", chance.choice(phrases.HILFE_SOUNDS["hilfe"])
+        elif kind < 0.86:
+            language, name, text = "en", "", chance.choice(phrases.ALONE)
+        else:
+            language, name, text = "de", "", "de:" + chance.choice(phrases.ALLEIN)
+        yield "train_alone", "mixed", voice, language, name, text, speed(), 1
+
+
+def breathed(chance):
+    """The same of words that differ from "help" by their end."""
+    speed = lambda: chance.uniform(0.7, 1.3)  # noqa: E731
+    for accent in ACCENTS:
+        for variant in VARIANTS:
+            for text in chance.sample(phrases.BREATHED, 3):
+                yield "train_alone", "espeak", accent + variant, "en", "", text, speed(), chance.uniform(0.3, 1.7)
+    for voice in ("en-US", "en-GB"):
+        for text in phrases.BREATHED:
+            yield "train_alone", "pico", voice, "en", "", text, speed(), chance.uniform(0.7, 1.4)
+    for number in range(MIXTURES + MIXTURES_ALONE, MIXTURES + MIXTURES_ALONE + MIXTURES_BREATHED):
+        yield "train_alone", "mixed", mixture_called(number), "en", "", chance.choice(phrases.BREATHED), speed(), 1
+
+
+def measured_alone():
     """Near-homophones one a clip, by every voice that is never trained on."""
     for engine, voices in (("flite", FLITE), ("festival", FESTIVAL), ("joe", ("joe",)), ("kokoro", KOKORO_HELD_OUT)):
         for voice in voices:
-            for text in phrases.ALONE:
+            for text in phrases.MEASURED_ALONE:
                 yield "held_out_alone", engine, voice, "en", "", text, 1, 1
             if engine == "kokoro":
-                for text in phrases.ALLEIN:
+                for text in phrases.GEMESSEN_ALLEIN:
                     yield "held_out_alone", engine, voice, "de", "", "de:" + text, 1, 1
 
 
 def main(packages, out):
     (out / "clips").mkdir(parents=True, exist_ok=True)
     voices, rows = Voices(pathlib.Path(packages)), []
-    everything = [*enumerate(plan(random.Random(5))), *enumerate(mixtures(MIXTURES, random.Random(77))), *enumerate(alone())]
+    everything = [*enumerate(plan(random.Random(5))), *enumerate(mixtures(MIXTURES, random.Random(77)))]
+    everything += [*enumerate([*alone(random.Random(78)), *breathed(random.Random(79))]), *enumerate(measured_alone())]
     for number, (part, engine, voice, language, phrase, text, speed, pitch) in everything:
         path = out / "clips" / f"{part}-{engine}-{number:05}.wav"
         if path.exists() or voices.speak(path, engine, voice, text, speed, pitch):

@@ -23,8 +23,12 @@ FRAMES = SIZE // ear.FRAME + 1
 FRONT = 1
 # Copies of a clip, each by another throat in another room: (of a phrase, of other talk).
 COPIES = {"espeak": (1, 1), "pico": (2, 2), "mixed": (4, 3)}
+# And of one that is said alone.
+COPIES_ALONE = {"espeak": 1, "pico": 2, "mixed": 3}
 # And of a line in which a person says "help".
 HUMAN_COPIES = 40
+# How many of a group's windows are in a room with noise. Words alone stand in silence more often: they are heard otherwise there.
+DISTURBED = {"people": 0.65, "cries": 0.6, "synth": 0.6, "mixed": 0.6, "alone": 0.3}
 # Phrases with something said after the keyphrase; of all others the end of the clip is its end.
 GOES_ON = {"help_fallen", "hilfe_gefallen", "help_me_please"}
 
@@ -108,19 +112,22 @@ def jobs(group, corpus, cries, people):
     elif group == "people":
         out = [(path, 0, None) for path in people for _ in range(2)] + [("noise", 0, None)] * 150
     else:
-        rows = [row for row in csv.DictReader(open(corpus / "corpus.csv")) if row["part"] == "train"]
-        rows = [row for row in rows if (row["source_package"] == "mixed") == (group == "mixed")]
+        rows = list(csv.DictReader(open(corpus / "corpus.csv")))
+        if group == "alone":
+            rows = [row for row in rows if row["part"] == "train_alone"]
+        else:
+            rows = [row for row in rows if row["part"] == "train" and (row["source_package"] == "mixed") == (group == "mixed")]
         out = []
         for row in rows:
-            label = 0 if row["label"] != "trigger" else 1 if row["language"] == "en" else 2
-            copies = COPIES[row["source_package"]][label == 0]
+            label, engine = 0 if row["label"] != "trigger" else 1 if row["language"] == "en" else 2, row["source_package"]
+            copies = COPIES_ALONE[engine] if group == "alone" else COPIES[engine][label == 0]
             out += [(corpus / row["path"], label, row["phrase"])] * copies
     random.Random(3).shuffle(out)
     return out
 
 
-def example(rng, path, label, phrase, talk):
-    """(window undisturbed, as it is heard, meta), None where there is nothing to be heard."""
+def example(rng, path, label, phrase, often, talk):
+    """(window undisturbed, as it is heard, meta), None where there is nothing to be heard; `often`: how often it is disturbed."""
     if path == "noise":
         window = 0.1 * rooms.noise(rng, SIZE, talk)
         return window, window, (label, 0, FRAMES - 1, 2)
@@ -128,15 +135,15 @@ def example(rng, path, label, phrase, talk):
     if len(clip) < RATE // 10 or not numpy.abs(clip).max() > 1e-3:
         return None
     if phrase is None and label:
-        (window, start, end), kind, often = line_around(rng, clip, HELP[path.stem]), 0, 0.6
+        (window, start, end), kind = line_around(rng, clip, HELP[path.stem]), 0
     elif phrase is None:
         if rng.random() < 0.25:
             clip = rooms.shouted(rng, clip[: 4 * RATE])
-        window, start, end, kind, often = somewhere_in(rng, clip), 0, SIZE, 0, 0.65
+        window, start, end, kind = somewhere_in(rng, clip), 0, SIZE, 0
         if numpy.std(window) < 1e-3:
             return None
     else:
-        (window, start, end), kind, often = spoken_somewhere(rng, clip, phrase, talk), 1, 0.6
+        (window, start, end), kind = spoken_somewhere(rng, clip, phrase, talk), 1
     heard = window
     if rng.random() < often:
         heard = rooms.disturbed(rng, window, slice(start, end) if label or kind else slice(None), talk)
@@ -149,14 +156,14 @@ def main(front, corpus, cries, people):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session, talk = onnxruntime.InferenceSession(str(front), options), talk_of(people[::9])
-    for group in ("people", "cries", "synth", "mixed"):
+    for group in DISTURBED:
         todo = jobs(group, corpus, cries, people)
         for part in range((len(todo) + PART - 1) // PART):
             path, columns = out / f"{group}-{part:03}.npz", ([], [], [])
             if path.exists():
                 continue
             for number in range(part * PART, min(len(todo), (part + 1) * PART)):
-                made = example(numpy.random.default_rng([21, len(group), number]), *todo[number], talk)
+                made = example(numpy.random.default_rng([21, len(group), number]), *todo[number], DISTURBED[group], talk)
                 if made is None:
                     continue
                 window, heard, meta = made
