@@ -152,6 +152,6 @@ def main(repository, weights, vocabulary, corpus, out):
     change = fitted(start, groups, weights, chains, FIRST)
     low = {name: (left, FIRST.taken * right) for name, (left, right) in change["low"].items()}
     before = {"low": low, "direct": {name: FIRST.taken * value for name, value in change["direct"].items()}}
-    # Both rounds have the same factors, the second a little moved, so that a part of the way of each is a part of the change.
+    # The second round moves the factors of the first a little, so a part of the way of each of them is nearly that part of the change.
     after = fitted(before, groups, weights, chains, ALONE)
     network.write(out, jax.tree.map(lambda old, new: old + ALONE.taken * (new - old), before, after))
